@@ -1,0 +1,335 @@
+"""The experiment file and its two halves, as frozen typed records.
+
+One TOML file describes an experiment. `prepare` cuts it into a server half, which has no word of who attacks, and one
+client half per client, which knows its own client alone. Plug-in tables (attack, evaluator) pass through as plain
+tables: the process that owns the plug-in checks them against the parameter dataclass beside it. Torch-free.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from steelyard.errors import UserError
+from steelyard.parsing import NonNegative, NonNegativeFloat, Positive, PositiveFloat, parse
+
+MAX_NAME = 100  # with a hash behind it, still a file name everywhere
+EVALUATORS: tuple[dict[str, Any], ...] = tuple(
+    {"name": f"{kind}_{utility}", "kind": kind, "utility": utility}
+    for kind in ("fedsv", "loo")
+    for utility in ("accuracy", "loss")
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Which data, and how it is dealt out. Sizes are numbers of samples.
+
+    `samples_per_client` is the mean shard size (0: all that is left); `minimum_per_client` holds for every partition;
+    `partition_seed` defaults to the experiment's seed. Validation, test and public sets are stratified by label and
+    disjoint from every shard and from each other.
+    """
+
+    dataset: str = "digits"
+    folder: str = ""
+    partition: Literal["iid", "dirichlet", "labels", "quantity"] = "dirichlet"
+    alpha: PositiveFloat = 0.3
+    labels_per_client: Positive = 2
+    partition_seed: NonNegative | None = None
+    samples_per_client: NonNegative = 0
+    minimum_per_client: Positive = 8
+    validation: Positive = 300
+    test: Positive = 400
+    public: NonNegative = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Which network; "" picks the small CNN made for the data's image size."""
+
+    name: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """Local SGD of every client, each round."""
+
+    epochs: Positive = 2
+    batch_size: Positive = 16
+    learning_rate: PositiveFloat = 0.1
+    momentum: NonNegativeFloat = 0.0
+    weight_decay: NonNegativeFloat = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClientsConfig:
+    """How many clients take part."""
+
+    count: Positive = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoringConfig:
+    """The evaluation path: it decides the bits of every score, so the manifest names it and no run tunes it.
+
+    `inner_batch` is the number of validation samples per forward pass.
+    """
+
+    inner_batch: Positive = 100
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProtocolConfig:
+    """When a round opens, closes and counts; seconds.
+
+    `quorum` is the number of updates that a round needs (0: all but a third, at least 1); `join_timeout_s` bounds the
+    wait for clients; a client without a heartbeat for `lease_s` counts as gone for later rounds.
+    """
+
+    quorum: NonNegative = 0
+    round_deadline_s: PositiveFloat = 120.0
+    join_timeout_s: PositiveFloat = 120.0
+    lease_s: PositiveFloat = 10.0
+    max_void_rounds: NonNegative = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransportConfig:
+    """How bytes move. Nothing here may change a result, so none of it is part of the experiment's hash.
+
+    `address` is HOST:PORT (port 0: any free one); beyond loopback `certificates`, a folder that `steelyard certs`
+    wrote, is required. `timeout_s` bounds every transfer and every wait for a silent peer.
+    """
+
+    address: str = "127.0.0.1:0"
+    tensors: Literal["grpc", "memory"] = "grpc"
+    chunk_bytes: Positive = 2**20
+    timeout_s: PositiveFloat = 60.0
+    certificates: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecordingConfig:
+    """How much of every round is kept; `full` keeps the global model and every accepted update: any score replays."""
+
+    level: Literal["full"] = "full"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """One experiment file, resolved: every default filled in."""
+
+    name: str
+    seed: NonNegative = 0
+    rounds: Positive = 8
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    clients: ClientsConfig = field(default_factory=ClientsConfig)
+    attack: dict[str, Any] = field(default_factory=dict)
+    evaluators: tuple[dict[str, Any], ...] = EVALUATORS
+    scoring: ScoringConfig = field(default_factory=ScoringConfig)
+    protocol: ProtocolConfig = field(default_factory=ProtocolConfig)
+    transport: TransportConfig = field(default_factory=TransportConfig)
+    recording: RecordingConfig = field(default_factory=RecordingConfig)
+
+    @property
+    def attackers(self) -> tuple[int, ...]:
+        """The attacking clients' indices; empty when nobody attacks."""
+        return tuple(self.attack.get("clients", (0,))) if self.attack else ()
+
+    @property
+    def compares_honest(self) -> bool:
+        """Whether the run is paired with its honest twin."""
+        return bool(self.attack) and bool(self.attack.get("compare_honest", True))
+
+    @property
+    def partition_seed(self) -> int:
+        """The seed that deals out the data."""
+        return self.seed if self.data.partition_seed is None else self.data.partition_seed
+
+    def honest(self) -> Experiment:
+        """The same experiment with nobody attacking, under the same seeds."""
+        table = asdict(self)
+        table["attack"] = {}
+        return parse(Experiment, table, "honest twin")
+
+    def attack_of(self, client: int) -> dict[str, Any]:
+        """The attack's own table as handed to one client: its name and parameters, or honest."""
+        if client not in self.attackers:
+            return {"name": "honest"}
+        return {k: v for k, v in self.attack.items() if k not in ("clients", "compare_honest", "knowledge")}
+
+    def knows_public(self, client: int) -> bool:
+        """Whether a client is handed the public set: only an attacker whose declared knowledge is "public" is."""
+        return client in self.attackers and self.attack.get("knowledge") == "public"
+
+    def digest(self) -> str:
+        """Names what decides the results: 10 hex digits of SHA-256 over all but name, transport and data folder."""
+        table = asdict(self)
+        del table["name"]
+        del table["transport"]
+        del table["data"]["folder"]
+        text = json.dumps(table, sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()[:10]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shape:
+    """What a model must know of the data: image channels, height, width, and the number of classes."""
+
+    channels: int
+    height: int
+    width: int
+    classes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class RosterEntry:
+    """One client as the server knows it: its index and its samples n_k, which no client declares by itself.
+
+    On loopback also the SHA-256 of its join token; beyond loopback the certificate names the client.
+    """
+
+    client: int
+    samples: int
+    token_sha256: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerHalf:
+    """The server's half of an experiment. It has no word of who attacks; a test holds it to that.
+
+    Not even the experiment's name: people name an experiment after its attack.
+    """
+
+    seed: int
+    rounds: int
+    shape: Shape
+    model: ModelConfig
+    roster: tuple[RosterEntry, ...]
+    evaluators: tuple[dict[str, Any], ...]
+    scoring: ScoringConfig
+    protocol: ProtocolConfig
+    transport: TransportConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClientHalf:
+    """One client's half: its own index, seed and attack, and nothing of any other client's.
+
+    `seed` is derived from the experiment's for this client alone, so that no client can redo another's shuffles.
+    """
+
+    client: int
+    seed: int
+    shape: Shape
+    model: ModelConfig
+    training: TrainingConfig
+    attack: dict[str, Any]
+    public: bool
+    transport: TransportConfig
+
+
+def load_experiment(path: Path, overrides: Sequence[str] = ()) -> Experiment:
+    """Read an experiment file and apply `key=value` overrides (dotted keys, TOML values; a bare word is a string).
+
+    Raises:
+        UserError: the file is missing, is no TOML, or something in it is unknown or out of range.
+    """
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"experiment file expected at {path}, there is none; experiments/ holds ready ones") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path}: a TOML file expected: {error}") from None
+    for override in overrides:
+        _override(table, override)
+    experiment = parse(Experiment, table, str(path))
+    _cross_check(experiment, str(path))
+    return experiment
+
+
+def load_half(kind: type[Any], path: Path) -> Any:
+    """Read one role's half, as `prepare` wrote it.
+
+    Raises:
+        UserError: the file is missing or malformed.
+    """
+    try:
+        table = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(
+            f"a role's configuration expected at {path}, there is none; make it with `steelyard prepare`"
+        ) from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path}: a JSON file expected: {error}") from None
+    return parse(kind, table, str(path))
+
+
+def _override(table: dict[str, Any], override: str) -> None:
+    key, equals, text = (part.strip() for part in override.partition("="))
+    if not equals or not key:
+        raise UserError(f"--set: key=value expected, got {override!r}")
+    *parents, last = key.split(".")
+    for parent in parents:
+        table = table.setdefault(parent, {})
+        if not isinstance(table, dict):
+            raise UserError(f"--set {key}: {parent!r} is a value, not a table")
+    table[last] = _override_value(text)
+
+
+def _override_value(text: str) -> Any:
+    try:
+        values = tomllib.loads(f"value = {text}")
+    except (ValueError, RecursionError):
+        return text
+    return values["value"] if len(values) == 1 else text
+
+
+def _cross_check(experiment: Experiment, where: str) -> None:
+    """What no single field can say; each part names its own table."""
+    name, count, quorum = experiment.name, experiment.clients.count, experiment.protocol.quorum
+    if not name or not name.replace("-", "").replace("_", "").isalnum() or len(name) > MAX_NAME:
+        raise UserError(
+            f"{where} name: up to {MAX_NAME} letters, digits, - and _ expected (it names a folder), got {name!r}"
+        )
+    if quorum > count:
+        raise UserError(f"{where} [protocol] quorum: at most the {count} clients expected, got {quorum}")
+    names = [table.get("name") for table in experiment.evaluators]
+    if not all(isinstance(name, str) and name for name in names) or len(set(names)) != len(names):
+        raise UserError(f"{where} [[evaluators]]: each needs a `name` of its own, got {', '.join(map(repr, names))}")
+    if experiment.attack:
+        _check_attack(experiment, f"{where} [attack]")
+
+
+def _check_attack(experiment: Experiment, where: str) -> None:
+    """The launcher's own keys of the attack's table; the client's process checks the others."""
+    attack, count = experiment.attack, experiment.clients.count
+    if not isinstance(attack.get("name"), str):
+        raise UserError(f"{where} name: a string expected, got {attack.get('name')!r}")
+    attackers = attack.get("clients", [0])
+    if not isinstance(attackers, list) or any(type(k) is not int or not 0 <= k < count for k in attackers):
+        raise UserError(f"{where} clients: a list of indices below {count} expected, got {attackers!r}")
+    if not attackers or len(set(attackers)) != len(attackers):
+        raise UserError(
+            f"{where} clients: at least one and each once expected, got {attackers!r}; "
+            "leave out [attack] if nobody attacks"
+        )
+    if not isinstance(attack.get("compare_honest", True), bool):
+        raise UserError(f"{where} compare_honest: true or false expected, got {attack['compare_honest']!r}")
+    knowledge = attack.get("knowledge", "own")
+    if knowledge not in ("own", "public"):
+        raise UserError(f"{where} knowledge: 'own' or 'public' expected, got {knowledge!r}")
+    if knowledge == "public" and not experiment.data.public:
+        raise UserError(f"{where} knowledge = 'public' needs a public set: set [data] public to its size")
+
+
+def to_json(record: Any) -> str:
+    """A configuration record as JSON text, keys in declaration order."""
+    return json.dumps(asdict(record) if not isinstance(record, Mapping) else record, indent=1) + "\n"

@@ -1,0 +1,34 @@
+"""Small CNNs for CPU experiments: at most 30,000 parameters, two convolutions and one linear layer."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from steelyard.config import Shape
+
+
+def small_cnn_8(shape: Shape) -> nn.Module:
+    """For 8x8 images (digits): 16 and 32 channels of 3x3, one pooling; 9,930 parameters with 1 channel, 10 classes."""
+    return nn.Sequential(
+        nn.Conv2d(shape.channels, 16, 3, padding=1),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(16, 32, 3, padding=1),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(32 * (shape.height // 2) * (shape.width // 2), shape.classes),
+    )
+
+
+def small_cnn_28(shape: Shape) -> nn.Module:
+    """For 28x28 images (FashionMNIST): 8 and 16 channels of 3x3, two poolings; 9,098 parameters with 1 channel."""
+    return nn.Sequential(
+        nn.Conv2d(shape.channels, 8, 3, padding=1),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(8, 16, 3, padding=1),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Linear(16 * (shape.height // 4) * (shape.width // 4), shape.classes),
+    )

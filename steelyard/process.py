@@ -1,0 +1,80 @@
+"""What every process of a run does first: die with its launcher, settle on one thread, put errors into one line."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+
+from steelyard.errors import RunFailedError, SteelyardError, UserError
+
+LAUNCHER = "STEELYARD_LAUNCHER"
+PR_SET_PDEATHSIG = 1  # from Linux's <sys/prctl.h>
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # from glibc's <malloc.h>
+KEPT_BYTES = 64 * 2**20  # blocks up to this size live in the heap, and as much of it stays when freed
+
+
+def exit_with_launcher() -> None:
+    """Have the kernel end this process when its launcher ends, however that ends (Linux only).
+
+    The launcher names itself in the environment variable `STEELYARD_LAUNCHER`; without it nothing happens, so that a
+    process started by hand on another host lives on its own.
+    """
+    launcher = os.environ.get(LAUNCHER)
+    if launcher is None or not sys.platform.startswith("linux"):
+        return
+    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != int(launcher):  # it ended before the call above took hold
+        raise RunFailedError("the launcher that started this process has ended")
+
+
+def run_main(main: Callable[[], int]) -> int:
+    """Run a command; a mistake of the user's or a failed run becomes one line on stderr and an exit code.
+
+    Returns:
+        The command's own code; 2 after a `UserError`, 1 after any other error of this project, 130 after Ctrl-C.
+    """
+    try:
+        return main()
+    except UserError as error:
+        _complain(error)
+        return 2
+    except SteelyardError as error:
+        _complain(error)
+        return 1
+    except BrokenPipeError:  # the reader of our output closed it, e.g. `| head`
+        with contextlib.suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    except Exception as error:  # noqa: BLE001 - a bug of ours: its trace for the log, and still one line at the end
+        traceback.print_exc()
+        _complain(RunFailedError(f"internal error, please report it: {type(error).__name__}: {error}"))
+        return 1
+
+
+def settle_down() -> None:
+    """Set what must not differ from process to process: one intra-op thread, and freed memory kept for reuse.
+
+    The bits depend on the thread count, and processes are the unit of parallelism. As for memory: glibc gives large
+    blocks back after every batch and every streamed chunk, and the next one faults each page in again; scoring a
+    28x28 CNN took up to three times as long that way, and the gRPC plane moved half as many bytes a second. Other C
+    libraries have no such call and stay as they are.
+    """
+    import torch
+
+    torch.set_num_threads(1)
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(M_MMAP_THRESHOLD, KEPT_BYTES)
+        mallopt(M_TRIM_THRESHOLD, KEPT_BYTES)
+
+
+def _complain(error: SteelyardError) -> None:
+    line = " ".join(str(error).splitlines())  # a peer's or a library's words may come in several
+    sys.stderr.write(f"steelyard: {line}\n")
