@@ -1,0 +1,1 @@
+"""The wire format: federation.proto and the code generated from it."""

@@ -1,0 +1,206 @@
+from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class Refusal(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    REFUSAL_UNSPECIFIED: _ClassVar[Refusal]
+    WRONG_PROTOCOL: _ClassVar[Refusal]
+    UNKNOWN_CLIENT: _ClassVar[Refusal]
+    ALREADY_LIVE: _ClassVar[Refusal]
+    STALE_SESSION: _ClassVar[Refusal]
+    WRONG_ROUND: _ClassVar[Refusal]
+    LATE: _ClassVar[Refusal]
+    NOT_PARTICIPATING: _ClassVar[Refusal]
+    EQUIVOCATION: _ClassVar[Refusal]
+    TOO_LARGE: _ClassVar[Refusal]
+    TRUNCATED: _ClassVar[Refusal]
+    BAD_DIGEST: _ClassVar[Refusal]
+    BAD_LAYOUT: _ClassVar[Refusal]
+    NOT_FINITE: _ClassVar[Refusal]
+    BAD_TRANSFER: _ClassVar[Refusal]
+
+class Phase(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    PHASE_UNSPECIFIED: _ClassVar[Phase]
+    WAITING: _ClassVar[Phase]
+    OPEN: _ClassVar[Phase]
+    CLOSED: _ClassVar[Phase]
+    FINISHED: _ClassVar[Phase]
+    FAILED: _ClassVar[Phase]
+REFUSAL_UNSPECIFIED: Refusal
+WRONG_PROTOCOL: Refusal
+UNKNOWN_CLIENT: Refusal
+ALREADY_LIVE: Refusal
+STALE_SESSION: Refusal
+WRONG_ROUND: Refusal
+LATE: Refusal
+NOT_PARTICIPATING: Refusal
+EQUIVOCATION: Refusal
+TOO_LARGE: Refusal
+TRUNCATED: Refusal
+BAD_DIGEST: Refusal
+BAD_LAYOUT: Refusal
+NOT_FINITE: Refusal
+BAD_TRANSFER: Refusal
+PHASE_UNSPECIFIED: Phase
+WAITING: Phase
+OPEN: Phase
+CLOSED: Phase
+FINISHED: Phase
+FAILED: Phase
+
+class Tensor(_message.Message):
+    __slots__ = ("name", "dtype", "shape")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    DTYPE_FIELD_NUMBER: _ClassVar[int]
+    SHAPE_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    dtype: str
+    shape: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, name: _Optional[str] = ..., dtype: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class Manifest(_message.Message):
+    __slots__ = ("tensors", "nbytes", "sha256")
+    TENSORS_FIELD_NUMBER: _ClassVar[int]
+    NBYTES_FIELD_NUMBER: _ClassVar[int]
+    SHA256_FIELD_NUMBER: _ClassVar[int]
+    tensors: _containers.RepeatedCompositeFieldContainer[Tensor]
+    nbytes: int
+    sha256: str
+    def __init__(self, tensors: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ..., nbytes: _Optional[int] = ..., sha256: _Optional[str] = ...) -> None: ...
+
+class JoinRequest(_message.Message):
+    __slots__ = ("protocol",)
+    PROTOCOL_FIELD_NUMBER: _ClassVar[int]
+    protocol: int
+    def __init__(self, protocol: _Optional[int] = ...) -> None: ...
+
+class JoinReply(_message.Message):
+    __slots__ = ("refusal", "detail", "session", "client", "lease_s", "incarnation", "retry_after_s")
+    REFUSAL_FIELD_NUMBER: _ClassVar[int]
+    DETAIL_FIELD_NUMBER: _ClassVar[int]
+    SESSION_FIELD_NUMBER: _ClassVar[int]
+    CLIENT_FIELD_NUMBER: _ClassVar[int]
+    LEASE_S_FIELD_NUMBER: _ClassVar[int]
+    INCARNATION_FIELD_NUMBER: _ClassVar[int]
+    RETRY_AFTER_S_FIELD_NUMBER: _ClassVar[int]
+    refusal: Refusal
+    detail: str
+    session: str
+    client: int
+    lease_s: float
+    incarnation: int
+    retry_after_s: float
+    def __init__(self, refusal: _Optional[_Union[Refusal, str]] = ..., detail: _Optional[str] = ..., session: _Optional[str] = ..., client: _Optional[int] = ..., lease_s: _Optional[float] = ..., incarnation: _Optional[int] = ..., retry_after_s: _Optional[float] = ...) -> None: ...
+
+class WatchRequest(_message.Message):
+    __slots__ = ("session",)
+    SESSION_FIELD_NUMBER: _ClassVar[int]
+    session: str
+    def __init__(self, session: _Optional[str] = ...) -> None: ...
+
+class RoundState(_message.Message):
+    __slots__ = ("phase", "round", "participating", "submitted", "seconds_left", "incarnation", "reason")
+    PHASE_FIELD_NUMBER: _ClassVar[int]
+    ROUND_FIELD_NUMBER: _ClassVar[int]
+    PARTICIPATING_FIELD_NUMBER: _ClassVar[int]
+    SUBMITTED_FIELD_NUMBER: _ClassVar[int]
+    SECONDS_LEFT_FIELD_NUMBER: _ClassVar[int]
+    INCARNATION_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    phase: Phase
+    round: int
+    participating: bool
+    submitted: bool
+    seconds_left: float
+    incarnation: int
+    reason: str
+    def __init__(self, phase: _Optional[_Union[Phase, str]] = ..., round: _Optional[int] = ..., participating: _Optional[bool] = ..., submitted: _Optional[bool] = ..., seconds_left: _Optional[float] = ..., incarnation: _Optional[int] = ..., reason: _Optional[str] = ...) -> None: ...
+
+class HeartbeatRequest(_message.Message):
+    __slots__ = ("session",)
+    SESSION_FIELD_NUMBER: _ClassVar[int]
+    session: str
+    def __init__(self, session: _Optional[str] = ...) -> None: ...
+
+class HeartbeatReply(_message.Message):
+    __slots__ = ("refusal", "detail")
+    REFUSAL_FIELD_NUMBER: _ClassVar[int]
+    DETAIL_FIELD_NUMBER: _ClassVar[int]
+    refusal: Refusal
+    detail: str
+    def __init__(self, refusal: _Optional[_Union[Refusal, str]] = ..., detail: _Optional[str] = ...) -> None: ...
+
+class FetchRequest(_message.Message):
+    __slots__ = ("session", "round")
+    SESSION_FIELD_NUMBER: _ClassVar[int]
+    ROUND_FIELD_NUMBER: _ClassVar[int]
+    session: str
+    round: int
+    def __init__(self, session: _Optional[str] = ..., round: _Optional[int] = ...) -> None: ...
+
+class FetchReply(_message.Message):
+    __slots__ = ("refusal", "detail", "transfer", "manifest")
+    REFUSAL_FIELD_NUMBER: _ClassVar[int]
+    DETAIL_FIELD_NUMBER: _ClassVar[int]
+    TRANSFER_FIELD_NUMBER: _ClassVar[int]
+    MANIFEST_FIELD_NUMBER: _ClassVar[int]
+    refusal: Refusal
+    detail: str
+    transfer: str
+    manifest: Manifest
+    def __init__(self, refusal: _Optional[_Union[Refusal, str]] = ..., detail: _Optional[str] = ..., transfer: _Optional[str] = ..., manifest: _Optional[_Union[Manifest, _Mapping]] = ...) -> None: ...
+
+class SubmitRequest(_message.Message):
+    __slots__ = ("session", "round", "manifest")
+    SESSION_FIELD_NUMBER: _ClassVar[int]
+    ROUND_FIELD_NUMBER: _ClassVar[int]
+    MANIFEST_FIELD_NUMBER: _ClassVar[int]
+    session: str
+    round: int
+    manifest: Manifest
+    def __init__(self, session: _Optional[str] = ..., round: _Optional[int] = ..., manifest: _Optional[_Union[Manifest, _Mapping]] = ...) -> None: ...
+
+class SubmitReply(_message.Message):
+    __slots__ = ("transfer", "receipt")
+    TRANSFER_FIELD_NUMBER: _ClassVar[int]
+    RECEIPT_FIELD_NUMBER: _ClassVar[int]
+    transfer: str
+    receipt: Receipt
+    def __init__(self, transfer: _Optional[str] = ..., receipt: _Optional[_Union[Receipt, _Mapping]] = ...) -> None: ...
+
+class ReceiptRequest(_message.Message):
+    __slots__ = ("session", "transfer")
+    SESSION_FIELD_NUMBER: _ClassVar[int]
+    TRANSFER_FIELD_NUMBER: _ClassVar[int]
+    session: str
+    transfer: str
+    def __init__(self, session: _Optional[str] = ..., transfer: _Optional[str] = ...) -> None: ...
+
+class Receipt(_message.Message):
+    __slots__ = ("refusal", "detail", "round", "sha256")
+    REFUSAL_FIELD_NUMBER: _ClassVar[int]
+    DETAIL_FIELD_NUMBER: _ClassVar[int]
+    ROUND_FIELD_NUMBER: _ClassVar[int]
+    SHA256_FIELD_NUMBER: _ClassVar[int]
+    refusal: Refusal
+    detail: str
+    round: int
+    sha256: str
+    def __init__(self, refusal: _Optional[_Union[Refusal, str]] = ..., detail: _Optional[str] = ..., round: _Optional[int] = ..., sha256: _Optional[str] = ...) -> None: ...
+
+class LeaveRequest(_message.Message):
+    __slots__ = ("session",)
+    SESSION_FIELD_NUMBER: _ClassVar[int]
+    session: str
+    def __init__(self, session: _Optional[str] = ...) -> None: ...
+
+class LeaveReply(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...

@@ -1,0 +1,109 @@
+"""Addresses, ports and channels: how a server listens and a client dials, and with which gRPC options.
+
+Beyond loopback only with mutual TLS. Nothing here knows what is served.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from typing import TypeAlias
+
+import grpc
+
+from steelyard.certificates import ClientTls, ServerTls
+from steelyard.errors import UserError
+
+MESSAGE_BYTES = 8 * 2**20
+Options: TypeAlias = tuple[tuple[str, int], ...]
+
+_KEEPALIVE: Options = (
+    ("grpc.keepalive_time_ms", 20_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.max_pings_without_data", 0),
+)
+
+
+def server_options() -> Options:
+    """Options of every `grpc.Server`: message sizes, keepalive, and a busy port is an error."""
+    return (
+        ("grpc.so_reuseport", 0),
+        ("grpc.max_receive_message_length", MESSAGE_BYTES),
+        ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
+        *_KEEPALIVE,
+    )
+
+
+def channel_options() -> Options:
+    """Options of every channel: message sizes, keepalive, quick reconnection, no proxy, no retries behind our back."""
+    return (
+        ("grpc.max_receive_message_length", MESSAGE_BYTES),
+        ("grpc.enable_retries", 0),
+        ("grpc.enable_http_proxy", 0),
+        ("grpc.use_local_subchannel_pool", 1),
+        ("grpc.initial_reconnect_backoff_ms", 200),
+        ("grpc.min_reconnect_backoff_ms", 200),
+        ("grpc.max_reconnect_backoff_ms", 2_000),
+        *_KEEPALIVE,
+    )
+
+
+def bind(server: grpc.Server, address: str, tls: ServerTls | None) -> str:
+    """Let a server listen; it must have been made with `server_options()`.
+
+    Args:
+        server: not yet started.
+        address: HOST:PORT; port 0 takes any free one.
+        tls: required beyond loopback.
+
+    Returns:
+        The bound HOST:PORT.
+
+    Raises:
+        UserError: a malformed address, no TLS beyond loopback, or a port that cannot be had.
+    """
+    host, _ = _split(address, tls)
+    try:
+        secure = None if tls is None else tls.credentials()
+        port = server.add_secure_port(address, secure) if secure else server.add_insecure_port(address)
+    except RuntimeError:
+        raise UserError(
+            f"address {address}: a free port on this host expected, it is busy or not ours; free it or use port 0"
+        ) from None
+    return f"{host}:{port}"
+
+
+def dial(address: str, tls: ClientTls | None) -> grpc.Channel:
+    """A channel to a server; it connects with its first call.
+
+    Raises:
+        UserError: a malformed address, or no TLS beyond loopback.
+    """
+    _, port = _split(address, tls)
+    if port == 0:
+        raise UserError(f"address {address}: the server's port expected, got 0")
+    if tls is None:
+        return grpc.insecure_channel(address, options=channel_options())
+    return grpc.secure_channel(address, tls.credentials(), options=channel_options())
+
+
+def _split(address: str, tls: ServerTls | ClientTls | None) -> tuple[str, int]:
+    """Host (an IPv6 one in brackets) and port of an address that may be used with this TLS or with none."""
+    host, _, port = address.rpartition(":")
+    bare = host.removeprefix("[").removesuffix("]")
+    bracketed = (host[:1], host[-1:]) == ("[", "]")
+    if not bare or bracketed != (":" in bare) or not (port.isascii() and port.isdigit() and int(port) < 2**16):
+        raise UserError(f"address: HOST:PORT with a port below 65536 expected (IPv6 as [::1]:PORT), got {address!r}")
+    if tls is None and not _is_loopback(bare):
+        raise UserError(
+            f"address {address}: beyond loopback only with mutual TLS; make certificates with `steelyard certs` "
+            "and name their folder in [transport] certificates"
+        )
+    return host, int(port)
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
