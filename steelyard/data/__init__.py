@@ -1,0 +1,30 @@
+"""Labelled images: loading a data set, and dealing it out to server and clients.
+
+It owns where images come from and who gets which. It knows numpy alone, no torch and no process: `deal` is what the
+launcher calls, and what each process is handed is one `Shard`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from steelyard.config import DataConfig
+from steelyard.data import digits, fashion_mnist
+from steelyard.data.dataset import Dataset
+from steelyard.parsing import choose
+
+__all__ = ["DATASETS", "Dataset", "load"]
+
+DATASETS: dict[str, Callable[[str], Dataset]] = {
+    "digits": digits.load,
+    "fashion_mnist": fashion_mnist.load,
+}
+
+
+def load(config: DataConfig) -> Dataset:
+    """The data set that `[data] dataset` names, looked for in `[data] folder` first.
+
+    Raises:
+        UserError: there is no such data set, or its files are nowhere to be found or are damaged.
+    """
+    return choose(config.dataset, DATASETS, "dataset")(config.folder)
