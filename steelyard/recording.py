@@ -1,0 +1,118 @@
+"""Recorded rounds: where a run directory keeps them, and how to read them back. Torch-free; the server writes.
+
+    recordings/round-0001/global.safetensors      the global model that the round began with
+    recordings/round-0001/client-00.safetensors   an accepted update: trained state minus global state
+    recordings/round-0001/closed.json             who took part, whose update arrived, void or not, and why it closed
+
+The model after the last round is the `global` of the round that would follow.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from steelyard.bundle import BundleFile, digest, write_text
+from steelyard.errors import BadBundleError, UserError
+from steelyard.parsing import parse
+
+Vector = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClosedRound:
+    """How a round ended. `received` are the clients whose updates count, in client order."""
+
+    round: int
+    received: tuple[int, ...]
+    missing: tuple[int, ...]
+    void: bool
+    reason: str
+
+
+class Recordings:
+    """The recordings folder of one run directory."""
+
+    def __init__(self, run: Path) -> None:
+        self.folder = run / "recordings"
+
+    def round_folder(self, number: int) -> Path:
+        """The folder of one round, made if needed."""
+        folder = self._place(number)
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    def global_file(self, number: int) -> Path:
+        """Where a round's global model lies."""
+        return self.round_folder(number) / "global.safetensors"
+
+    def update_file(self, number: int, client: int) -> Path:
+        """Where a client's accepted update of a round lies."""
+        return self.round_folder(number) / f"client-{client:02d}.safetensors"
+
+    def updates(self, number: int) -> dict[int, Path]:
+        """The accepted updates of a round by client."""
+        files = self._place(number).glob("client-*.safetensors")
+        return dict(sorted((int(path.stem.removeprefix("client-")), path) for path in files))
+
+    def close(self, closed: ClosedRound) -> None:
+        """Write down, atomically and durably, how a round ended."""
+        text = json.dumps(asdict(closed)) + "\n"
+        write_text(self.round_folder(closed.round) / "closed.json", text)
+
+    def closed(self, number: int) -> ClosedRound | None:
+        """How a round ended; None while it has not.
+
+        Raises:
+            UserError: the file that says so is damaged.
+        """
+        path = self._place(number) / "closed.json"
+        if not path.exists():
+            return None
+        try:
+            table = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise UserError(f"{path}: a closed round as JSON expected: {error}") from None
+        return parse(ClosedRound, table, str(path))
+
+    def closed_rounds(self) -> list[ClosedRound]:
+        """Every round that closed, in order.
+
+        Raises:
+            UserError: there is none.
+        """
+        rounds: list[ClosedRound] = []
+        while (closed := self.closed(len(rounds) + 1)) is not None:
+            rounds.append(closed)
+        if not rounds:
+            raise UserError(f"recorded rounds expected under {self.folder}, there are none; run the experiment first")
+        return rounds
+
+    def _place(self, number: int) -> Path:
+        return self.folder / f"round-{number:04d}"
+
+
+def read_events(run: Path) -> list[dict[str, Any]]:
+    """The events of a run directory so far; a line still being written is left out."""
+    path = run / "events.jsonl"
+    if not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8").split("\n")
+    return [json.loads(line) for line in lines[:-1]]
+
+
+def read_vector(path: Path, *, verify: bool = False) -> Vector:
+    """A recorded model or update as a read-only float32 vector [D], a view of the mapped file.
+
+    Raises:
+        BadBundleError: the file is malformed, or (with `verify`) its bytes do not match their digest.
+    """
+    file = BundleFile.open(path)
+    if verify and digest(file.data) != file.manifest.sha256:
+        raise BadBundleError("BAD_DIGEST", f"{path.name}: the bytes do not match the digest in the header")
+    return file.flat()
