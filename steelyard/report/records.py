@@ -1,0 +1,145 @@
+"""The files that a finished or unfinished run leaves behind, read back as arrays. Knows formats, draws no conclusions.
+
+Rounds count from 1, so row 0 of an array is round 1.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from steelyard.errors import UserError
+from steelyard.report.measures import Floats
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scores:
+    """One evaluator's rows of scores.csv: [rounds, clients] each, but `calls` and `seconds` [rounds].
+
+    Those two are a round's, and each of its rows repeats them.
+    """
+
+    value: Floats
+    std_error: Floats
+    validation_std_error: Floats
+    evaluated: Floats
+    calls: Floats
+    seconds: Floats
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoundMetrics:
+    """One row of metrics.csv; accuracy and loss are the global model's on the test set after the round."""
+
+    round: int
+    accuracy: float
+    loss: float
+    participants: tuple[int, ...]
+    missing: tuple[int, ...]
+    weights: dict[int, float]
+    norms: dict[int, float]
+    cosines: dict[int, float]
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Records:
+    """What one run directory says. `scores` keeps the evaluators in the order of the file."""
+
+    folder: Path
+    manifest: dict[str, Any]
+    scores: dict[str, Scores]
+    metrics: tuple[RoundMetrics, ...]
+    events: tuple[dict[str, Any], ...]
+
+
+def read_records(run: Path) -> Records:
+    """Read a run directory.
+
+    Raises:
+        UserError: a file is missing or is not what the run's documentation says.
+    """
+    return Records(
+        folder=run,
+        manifest=_read(run / "manifest.json", lambda path: dict(json.loads(path.read_text(encoding="utf-8")))),
+        scores=_read(run / "scores.csv", _scores),
+        metrics=_read(run / "metrics.csv", lambda path: tuple(_metrics(row) for row in _rows(path))),
+        events=_read(run / "events.jsonl", _events),
+    )
+
+
+def _read(path: Path, reader: Callable[[Path], T]) -> T:
+    try:
+        return reader(path)
+    except FileNotFoundError:
+        raise UserError(f"a run directory with {path.name} expected, there is no {path}") from None
+    except KeyError as error:
+        raise UserError(f"{path}: column {error} expected, it is missing") from None
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{path}: not readable as a run's {path.name}: {error}") from None
+
+
+def _rows(path: Path) -> list[dict[str, str]]:
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def _scores(path: Path) -> dict[str, Scores]:
+    rows = _rows(path)
+    names = list(dict.fromkeys(row["evaluator"] for row in rows))
+    return {name: _scores_of([row for row in rows if row["evaluator"] == name], name) for name in names}
+
+
+def _scores_of(rows: list[dict[str, str]], name: str) -> Scores:
+    cells = {(int(row["round"]), int(row["client"])): row for row in rows}
+    rounds = range(1, max(t for t, _ in cells) + 1)
+    clients = range(max(k for _, k in cells) + 1)
+    if len(cells) != len(rows) or len(rows) != len(rounds) * len(clients):
+        raise ValueError(
+            f"one row for each of {len(rounds)} rounds and {len(clients)} clients expected of {name}, got {len(rows)}"
+        )
+
+    def column(key: str) -> Floats:
+        return np.array([[float(cells[t, k][key]) for k in clients] for t in rounds], dtype=np.float64)
+
+    return Scores(
+        value=column("value"),
+        std_error=column("std_error"),
+        validation_std_error=column("validation_std_error"),
+        evaluated=column("evaluated"),
+        calls=column("calls").max(axis=1),
+        seconds=column("seconds").max(axis=1),
+    )
+
+
+def _metrics(row: dict[str, str]) -> RoundMetrics:
+    suspicion = [pair.split(":") for pair in row["suspicion"].split()]
+    return RoundMetrics(
+        round=int(row["round"]),
+        accuracy=float(row["accuracy"]),
+        loss=float(row["loss"]),
+        participants=_indices(row["participants"]),
+        missing=_indices(row["missing"]),
+        weights={int(client): float(weight) for client, weight in (pair.split(":") for pair in row["weights"].split())},
+        norms={int(client): float(norm) for client, norm, _ in suspicion},
+        cosines={int(client): float(cosine) for client, _, cosine in suspicion},
+        seconds=float(row["seconds"]),
+    )
+
+
+def _indices(text: str) -> tuple[int, ...]:
+    return tuple(int(word) for word in text.split())
+
+
+def _events(path: Path) -> tuple[dict[str, Any], ...]:
+    """A killed server may leave half a last line: it never happened."""
+    lines: Iterable[str] = path.read_text(encoding="utf-8").split("\n")[:-1]
+    return tuple(json.loads(line) for line in lines if line)

@@ -1,0 +1,38 @@
+"""How an update looks from outside: its length, and its direction against the middle of the round's updates.
+
+Pure geometry, in double precision and in client order, so that the same updates give the same bits everywhere. Columns
+are worked in blocks: a large model needs no second copy of its updates. Takes numpy arrays and CPU tensors alike.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+BLOCK = 2**16
+
+
+def norms_and_cosines(updates_ND: Any) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Geometry of one round's updates.
+
+    Args:
+        updates_ND: one row per client, trainable parameters only; N >= 1.
+
+    Returns:
+        L2 norms [N], and cosine distances [N] (0 same direction, 1 orthogonal, 2 opposite) to the coordinate-wise
+        median of the updates. An update or a median of length 0 has no direction: its distance is 1.
+    """
+    n, d = updates_ND.shape
+    squares, products, median_square = np.zeros(n), np.zeros(n), 0.0
+    for at in range(0, d, BLOCK):
+        block = np.asarray(updates_ND[:, at : at + BLOCK], dtype=np.float64)
+        median = np.median(block, axis=0)
+        squares += np.sum(block * block, axis=1)
+        products += np.sum(block * median, axis=1)
+        median_square += float(np.sum(median * median))
+    norms = np.sqrt(squares)
+    lengths = norms * np.sqrt(median_square)
+    cosines = np.divide(products, lengths, out=np.zeros(n), where=lengths > 0)
+    return norms, 1.0 - np.clip(cosines, -1.0, 1.0)
