@@ -1,0 +1,128 @@
+"""Wires the server's parts together and runs them: folder in, run directory out."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+
+from server.coordinator import Coordinator
+from server.ledger import Ledger
+from server.roster import Roster
+from server.rounds import RoundMachine
+from server.service import FederationService
+from server.sessions import Sessions
+from server.settlement import Settlement
+from steelyard.bundle import read_arrays
+from steelyard.certificates import ServerTls
+from steelyard.config import ServerHalf, load_half
+from steelyard.recording import Recordings
+from steelyard.scoring.evaluators import make_evaluators
+from steelyard.transport.base import TensorPlane
+from steelyard.transport.endpoint import bind, server_options
+from steelyard.transport.grpc_plane import GrpcServerPlane
+
+Arrays = dict[str, np.ndarray[Any, Any]]
+
+FAREWELL_S = 5.0  # how long a finished server waits for its clients to leave
+
+
+def check(path: Path) -> None:
+    """Validate a server half without running it: unknown evaluators and parameters are `UserError`s."""
+    half = load_half(ServerHalf, path)
+    make_evaluators(half.evaluators, len(half.roster))
+
+
+def serve(
+    folder: Path,
+    run: Path,
+    announce: Callable[[str], None],
+    make_plane: Callable[[Callable[[int, int], None]], TensorPlane] | None = None,
+) -> None:
+    """Run the server of a prepared role folder until the experiment ends.
+
+    Args:
+        folder: the server's role folder, as `steelyard prepare` wrote it.
+        run: the run directory; one that holds an unfinished run is continued.
+        announce: called with the bound HOST:PORT once clients may dial it.
+        make_plane: makes the tensor plane from the hook for arriving bytes; None: the gRPC plane.
+
+    Raises:
+        UserError: the configuration or the address can't be used.
+        RunFailedError: the run aborted; the message says why.
+    """
+    half: ServerHalf = load_half(ServerHalf, folder / "half.json")
+    tls = ServerTls.load(folder / "certificates") if half.transport.certificates else None
+    ledger = Ledger(run)
+    roster = Roster(half.roster)
+    coordinator = _coordinator(half, read_arrays(folder / "data.safetensors"), roster, run, ledger)
+    workers = ThreadPoolExecutor(4 * len(roster.clients) + 8, thread_name_prefix="grpc")
+    server = grpc.server(workers, options=server_options())
+    if make_plane is None:
+        plane = GrpcServerPlane(roster.identify, half.transport.chunk_bytes, coordinator.bytes_arrived)
+        server.add_generic_rpc_handlers((plane.handler(),))
+        coordinator.attach(plane)
+    else:
+        coordinator.attach(make_plane(coordinator.bytes_arrived))
+    FederationService(coordinator, roster, half.transport.timeout_s).add_to(server)
+    address = bind(server, half.transport.address, tls)
+    server.start()
+    ledger.event("server_started", address=address, incarnation=ledger.incarnation)
+    announce(address)
+    try:
+        coordinator.run()
+    except Exception as error:  # whatever it is, the clients must learn that the run is over
+        coordinator.fail(str(error))
+        raise
+    finally:
+        with contextlib.ExitStack() as goodbye:  # every step happens, last one first, even if one before it failed
+            goodbye.callback(ledger.close)
+            goodbye.callback(workers.shutdown, wait=False, cancel_futures=True)
+            goodbye.callback(lambda: server.stop(grace=1.0).wait(FAREWELL_S))
+            goodbye.callback(coordinator.close)
+            goodbye.callback(coordinator.wait_until_left, FAREWELL_S)
+
+
+def _coordinator(half: ServerHalf, data: Arrays, roster: Roster, run: Path, ledger: Ledger) -> Coordinator:
+    """Continue where the recordings end: settle what was closed, reopen what was open."""
+    recordings = Recordings(run)
+    settlement = Settlement(half, data, recordings, ledger)
+    settlement.write_initial_model()
+    unsettled = recordings.closed(ledger.settled_rounds + 1)
+    if unsettled is not None:
+        settlement.settle(unsettled)
+    protocol, next_round = half.protocol, ledger.settled_rounds + 1
+    machine = RoundMachine(
+        clients=roster.clients,
+        rounds=half.rounds,
+        quorum=protocol.quorum,
+        round_deadline_s=protocol.round_deadline_s,
+        join_timeout_s=protocol.join_timeout_s,
+        max_void_rounds=protocol.max_void_rounds,
+        now=time.monotonic(),
+        next_round=next_round,
+        void_rounds=_void_rounds_before(next_round, recordings),
+        received=frozenset(recordings.updates(next_round)),
+    )
+    return Coordinator(
+        machine=machine,
+        sessions=Sessions(protocol.lease_s),
+        recordings=recordings,
+        ledger=ledger,
+        specs=settlement.specs,
+        settle=settlement.settle,
+    )
+
+
+def _void_rounds_before(number: int, recordings: Recordings) -> int:
+    """How many rounds in a row were void right before a round."""
+    count = 0
+    while (closed := recordings.closed(number - 1 - count)) is not None and closed.void:
+        count += 1
+    return count

@@ -1,0 +1,481 @@
+"""The run's conductor: feeds the round machine with what happens on the wire and carries out what it decides.
+
+Owns the lock, the clock and the uploads in flight. Requests arrive on the service's threads; `run` is the main thread,
+which ticks the machine and settles closed rounds outside the lock, so that scoring never blocks a heartbeat.
+"""
+
+from __future__ import annotations
+
+import functools
+import secrets
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from server.ledger import Ledger
+from server.rounds import (
+    Abort,
+    Broke,
+    CloseRound,
+    Event,
+    Expired,
+    Finish,
+    Joined,
+    Left,
+    OpenRound,
+    Phase,
+    Received,
+    RoundMachine,
+    Settled,
+    Tick,
+)
+from server.sessions import Session, Sessions
+from steelyard.bundle import BundleFile, Manifest, TensorSpec
+from steelyard.errors import BadBundleError, RefusedError, RunFailedError, SteelyardError, WaitTimeoutError
+from steelyard.recording import ClosedRound, Recordings
+from steelyard.transport.base import TensorPlane, Transfer
+
+MAX_WAIT_S = 1.0  # the longest a thread sleeps before it looks at the clock and its caller again
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Receipt:
+    """What became of an update; `refusal` is empty when it was accepted and is durable."""
+
+    round: int
+    sha256: str
+    refusal: str = ""
+    detail: str = ""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class State:
+    """Where the run stands for one client, as its watch stream tells it."""
+
+    phase: Phase
+    round: int
+    participating: bool
+    submitted: bool
+    incarnation: int
+    reason: str
+
+
+@dataclass(eq=False, slots=True)
+class _Upload:
+    client: int
+    round: int
+    transfer: Transfer
+    file: BundleFile
+    started: float
+    claimed: bool = False  # its bytes are verified and it is being made durable: it can't be superseded any more
+    awaited: bool = False
+    outcome: Future[Receipt] = field(default_factory=Future)
+
+
+class Coordinator:
+    """Connects sessions, tensor plane, round machine, recordings and ledger.
+
+    Args:
+        machine: decides everything about rounds; already told what a resumed run holds.
+        sessions: who is live.
+        recordings: where models and updates lie; the first round's global model is there.
+        ledger: the event log.
+        specs: names and shapes that an update must have.
+        settle: aggregates and scores a closed round and writes it all down.
+    """
+
+    def __init__(
+        self,
+        *,
+        machine: RoundMachine,
+        sessions: Sessions,
+        recordings: Recordings,
+        ledger: Ledger,
+        specs: tuple[TensorSpec, ...],
+        settle: Callable[[ClosedRound], None],
+    ) -> None:
+        self._machine = machine
+        self._sessions = sessions
+        self._recordings = recordings
+        self._ledger = ledger
+        self._specs = specs
+        self._settle = settle
+        self._plane: TensorPlane | None = None
+        self._changed = threading.Condition(threading.RLock())
+        self._uploads: dict[int, _Upload] = {}
+        self._latest: dict[int, _Upload] = {}  # by client: one each, whatever it announces
+        self._offers: dict[int, str] = {}
+        self._accepted: dict[tuple[int, int], str] = {}
+        self._global: BundleFile | None = None
+        self._closing: ClosedRound | None = None
+        self._clean_up_interrupted_uploads()
+
+    def attach(self, plane: TensorPlane) -> None:
+        """Set the tensor plane; it needs `bytes_arrived`, so it is made after the coordinator."""
+        self._plane = plane
+
+    # -- the main thread -----------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Conduct the run to its end.
+
+        Raises:
+            RunFailedError: the machine aborted; the message is its reason.
+        """
+        while (closed := self._wait_for_close()) is not None:
+            self._settle(closed)
+            with self._changed:
+                self._expire()  # who died meanwhile takes no part in the round that opens now
+                if self._machine.phase is Phase.CLOSED:  # else another thread said that the run broke
+                    self._apply(Settled())
+        if self._machine.phase is Phase.FAILED:
+            raise RunFailedError(self._machine.reason)
+
+    def fail(self, reason: str) -> None:
+        """End the run because the server itself can't go on; watchers learn the reason."""
+        with self._changed:
+            if self._machine.phase not in (Phase.FINISHED, Phase.FAILED):
+                self._apply(Broke(reason))
+
+    def wait_until_left(self, timeout_s: float) -> None:
+        """Give the clients time to learn that the run is over and to leave; returns early when all have."""
+        end = time.monotonic() + timeout_s
+        with self._changed:
+            while self._sessions.live and (left := end - time.monotonic()) > 0:
+                self._changed.wait(left)
+
+    def close(self) -> None:
+        """End every transfer that is still under way."""
+        if self._plane is not None:
+            self._plane.close()
+
+    def _wait_for_close(self) -> ClosedRound | None:
+        with self._changed:
+            while self._machine.phase not in (Phase.FINISHED, Phase.FAILED):
+                self._expire()
+                self._apply(Tick())
+                if self._closing is not None:
+                    closed, self._closing = self._closing, None
+                    return closed
+                now = time.monotonic()
+                timers = [t for t in (self._machine.next_timer(), self._sessions.next_expiry()) if t is not None]
+                self._changed.wait(min([MAX_WAIT_S, *(max(t - now, 0.0) for t in timers)]))
+            return None
+
+    def _expire(self) -> None:
+        for client in self._sessions.expire(time.monotonic()):
+            self._ledger.event("expired", client=client)
+            self._apply(Expired(client))
+
+    # -- requests, on the service's threads ----------------------------------------------------------------------
+
+    def join(self, client: int) -> Session:
+        """Open a session; see `Sessions.open` for the refusal."""
+        with self._changed:
+            session = self._sessions.open(client, time.monotonic())
+            self._ledger.event("joined", client=client)
+            if self._machine.phase not in (Phase.FINISHED, Phase.FAILED) and client not in self._machine.live:
+                self._apply(Joined(client))
+            self._changed.notify_all()  # the stream of a session that this one replaces ends at once
+            return session
+
+    def heartbeat(self, client: int, session_id: str) -> None:
+        """Renew a session's lease."""
+        with self._changed:
+            self._sessions.get(session_id, client, time.monotonic())
+
+    def leave(self, client: int, session_id: str) -> None:
+        """End a session; the round that is open no longer waits for the client."""
+        with self._changed:
+            self._sessions.get(session_id, client, time.monotonic())
+            self._sessions.close(client)
+            self._ledger.event("left", client=client)
+            if self._machine.phase not in (Phase.FINISHED, Phase.FAILED) and client in self._machine.live:
+                self._apply(Left(client))
+            self._changed.notify_all()
+
+    def watch(self, client: int, session_id: str, is_active: Callable[[], bool]) -> Iterator[tuple[State, float]]:
+        """The current state and then every change, with the seconds left to the open round's deadline.
+
+        A stream holds a thread, so a session has one: a newer stream ends the older one.
+        """
+        with self._changed:
+            session = self._sessions.get(session_id, client, time.monotonic())
+            session.watching += 1
+            session.streams += 1
+            number = session.streams
+            self._changed.notify_all()
+        try:
+            yield from self._changes(session, lambda: is_active() and session.streams == number)
+        finally:
+            with self._changed:
+                session.watching -= 1
+
+    def fetch(self, client: int, session_id: str, number: int) -> Transfer:
+        """Offer the open round's global model on the tensor plane."""
+        with self._changed:
+            self._sessions.get(session_id, client, time.monotonic())
+            self._check_open(client, number)
+            assert self._global is not None
+            assert self._plane is not None
+            if client in self._offers:  # a client that reads slowly, many times, would hold as many threads
+                self._plane.cancel(self._offers[client])
+            transfer = Transfer(id=secrets.token_hex(16), peer=client, manifest=self._global.manifest)
+            self._offers[client] = transfer.id
+            started = time.monotonic()
+            sent = self._plane.send(transfer, self._global.data)
+        sent.add_done_callback(functools.partial(self._sent, client, number, transfer, started))
+        return transfer
+
+    def submit(
+        self, client: int, session_id: str, number: int, manifest: Manifest, timeout_s: float
+    ) -> Transfer | Receipt:
+        """Take an announcement of an update: the transfer to send it by, or at once its final receipt.
+
+        Raises:
+            RefusedError: EQUIVOCATION, WRONG_ROUND, NOT_PARTICIPATING, BAD_LAYOUT or STALE_SESSION.
+        """
+        with self._changed:
+            self._sessions.get(session_id, client, time.monotonic())
+            end = time.monotonic() + timeout_s
+            while (held := self._uploads.get(client)) is not None and held.claimed:
+                if not self._changed.wait(end - time.monotonic()):  # it crosses a commit of its own, which ends first
+                    raise WaitTimeoutError(f"client {client}'s update was not durable within {timeout_s:g} s")
+            accepted = self._accepted_digest(number, client)
+            if accepted == manifest.sha256:
+                return Receipt(round=number, sha256=accepted)
+            if accepted is not None:
+                detail = (
+                    f"client {client}, round {number}: update {accepted[:12]} is accepted, {manifest.sha256[:12]} came"
+                )
+                raise RefusedError("EQUIVOCATION", detail)
+            self._check_open(client, number)
+            if manifest.tensors != self._specs:
+                raise RefusedError("BAD_LAYOUT", _layout_difference(self._specs, manifest.tensors))
+            return self._expect(client, number, manifest)
+
+    def receipt(self, client: int, session_id: str, transfer_id: str, timeout_s: float) -> Receipt:
+        """Wait for what becomes of an announced update.
+
+        Raises:
+            RefusedError: BAD_TRANSFER, this client announced no such update, or another one after it, or it waits
+                for this receipt already (a wait holds a thread).
+        """
+        with self._changed:
+            self._sessions.get(session_id, client, time.monotonic())
+            upload = self._latest.get(client)
+            if upload is None or upload.transfer.id != transfer_id:
+                raise RefusedError("BAD_TRANSFER", f"client {client} announced no update by that transfer")
+            if upload.awaited and not upload.outcome.done():
+                raise RefusedError("BAD_TRANSFER", f"client {client} waits for the receipt of that transfer already")
+            upload.awaited = True
+        try:
+            return upload.outcome.result(timeout_s)
+        finally:
+            upload.awaited = False
+
+    def bytes_arrived(self, client: int, _count: int) -> None:
+        """The tensor plane's hook: bytes of an upload renew the lease."""
+        with self._changed:
+            self._sessions.renew(client, time.monotonic())
+
+    def refused(self, client: int | None, request: str, error: RefusedError) -> None:
+        """Log a refusal."""
+        self._ledger.event("refused", client=client, request=request, refusal=error.refusal, detail=error.detail)
+
+    @property
+    def lease_s(self) -> float:
+        """Seconds that a session lives without a sign of life."""
+        return self._sessions.lease_s
+
+    @property
+    def incarnation(self) -> int:
+        """How often the server was started on this run."""
+        return self._ledger.incarnation
+
+    # -- what the machine decides --------------------------------------------------------------------------------
+
+    def _apply(self, event: Event) -> None:
+        for action in self._machine.apply(event, time.monotonic()):
+            if isinstance(action, OpenRound):
+                self._open(action)
+            elif isinstance(action, CloseRound):
+                self._close(action)
+            elif isinstance(action, Finish):
+                self._ledger.event("finished", reason=action.reason)
+            elif isinstance(action, Abort):
+                self._ledger.event("failed", reason=action.reason)
+        self._changed.notify_all()
+
+    def _open(self, action: OpenRound) -> None:
+        self._global = BundleFile.open(self._recordings.global_file(action.round))
+        self._latest.clear()
+        deadline_s = round(action.deadline - time.monotonic(), 3)
+        self._ledger.event(
+            "round_opened",
+            round=action.round,
+            participants=action.participants,
+            deadline_s=deadline_s,
+            reason=action.reason,
+        )
+
+    def _close(self, action: CloseRound) -> None:
+        for upload in list(self._uploads.values()):
+            if not upload.claimed:
+                self._cancel(upload)
+        self._closing = ClosedRound(
+            round=action.round,
+            received=action.received,
+            missing=action.missing,
+            void=action.void,
+            reason=action.reason,
+        )
+        self._recordings.close(self._closing)
+        self._ledger.event(
+            "round_closed",
+            round=action.round,
+            received=action.received,
+            missing=action.missing,
+            void=action.void,
+            reason=action.reason,
+        )
+
+    # -- uploads -------------------------------------------------------------------------------------------------
+
+    def _expect(self, client: int, number: int, manifest: Manifest) -> Transfer:
+        assert self._plane is not None
+        if client in self._uploads:
+            self._cancel(self._uploads[client])
+        transfer = Transfer(id=secrets.token_hex(16), peer=client, manifest=manifest)
+        part = self._recordings.update_file(number, client).with_suffix(f".{transfer.id}.part")
+        upload = _Upload(client, number, transfer, BundleFile.create(part, manifest), time.monotonic())
+        self._uploads[client] = self._latest[client] = upload
+        arrived = self._plane.receive(transfer, upload.file.data)
+        arrived.add_done_callback(functools.partial(self._arrived, upload))
+        return transfer
+
+    def _cancel(self, upload: _Upload) -> None:
+        assert self._plane is not None
+        self._plane.cancel(upload.transfer.id)
+
+    def _arrived(self, upload: _Upload, arrived: Future[None]) -> None:
+        """Make an update that arrived durable, then tell the machine; the receipt comes after both."""
+        seconds = time.monotonic() - upload.started
+        number, client, sha256 = upload.round, upload.client, upload.transfer.manifest.sha256
+        receipt = Receipt(round=number, sha256=sha256)
+        try:
+            arrived.result()
+            self._claim(upload)
+            upload.file.commit(self._recordings.update_file(number, client))
+            self._count(upload, seconds)
+        except Exception as error:  # noqa: BLE001 - whatever went wrong must reach the client that waits for a receipt
+            refusal = error if isinstance(error, RefusedError) else RefusedError("LATE", f"the upload failed: {error}")
+            upload.file.path.unlink(missing_ok=True)
+            self.refused(client, "Submit", refusal)
+            if not isinstance(error, SteelyardError):
+                self.fail(f"taking client {client}'s update of round {number} failed: {error!r}")
+            receipt = Receipt(round=number, sha256=sha256, refusal=refusal.refusal, detail=refusal.detail)
+        finally:
+            with self._changed:
+                if self._uploads.get(client) is upload:
+                    del self._uploads[client]
+                self._changed.notify_all()
+            upload.file.close()
+        upload.outcome.set_result(receipt)
+
+    def _claim(self, upload: _Upload) -> None:
+        if not np.isfinite(upload.file.flat()).all():
+            raise BadBundleError("NOT_FINITE", f"client {upload.client}: finite values expected, got NaN or infinity")
+        with self._changed:
+            if self._uploads.get(upload.client) is not upload:
+                raise RefusedError("LATE", f"client {upload.client} announced its update anew; this copy is dropped")
+            self._check_open(upload.client, upload.round)
+            upload.claimed = True
+
+    def _count(self, upload: _Upload, seconds: float) -> None:
+        with self._changed:
+            self._check_open(upload.client, upload.round)
+            self._ledger.event(
+                "received",
+                round=upload.round,
+                client=upload.client,
+                bytes=upload.transfer.manifest.nbytes,
+                sha256=upload.transfer.manifest.sha256,
+                seconds=round(seconds, 6),
+            )
+            self._accepted[upload.round, upload.client] = upload.transfer.manifest.sha256
+            self._apply(Received(upload.client))
+
+    def _sent(self, client: int, number: int, transfer: Transfer, started: float, sent: Future[None]) -> None:
+        seconds = round(time.monotonic() - started, 6)
+        error = sent.exception()
+        if error is None:
+            self._ledger.event("fetched", round=number, client=client, bytes=transfer.manifest.nbytes, seconds=seconds)
+        elif isinstance(error, SteelyardError):
+            self._ledger.event("fetch_failed", round=number, client=client, detail=str(error), seconds=seconds)
+        else:
+            self.fail(f"sending the global model of round {number} to client {client} failed: {error!r}")
+
+    def _accepted_digest(self, number: int, client: int) -> str | None:
+        """The digest of the update that is accepted for a round, from this life of the server or an earlier one."""
+        if (number, client) not in self._accepted and 1 <= number <= self._machine.round:
+            path = self._recordings.updates(number).get(client)
+            if path is not None:
+                self._accepted[number, client] = BundleFile.open(path).manifest.sha256
+        return self._accepted.get((number, client))
+
+    def _check_open(self, client: int, number: int) -> None:
+        machine = self._machine
+        if number != machine.round or machine.phase not in (Phase.OPEN, Phase.CLOSED):
+            raise RefusedError("WRONG_ROUND", f"round {machine.round} ({machine.phase.name}) is current, {number} came")
+        if machine.phase is Phase.CLOSED:
+            raise RefusedError("LATE", f"round {number} is closed: {machine.reason}")
+        if client not in machine.participants:
+            raise RefusedError("NOT_PARTICIPATING", f"round {number} opened without client {client}; wait for the next")
+
+    def _changes(self, session: Session, is_active: Callable[[], bool]) -> Iterator[tuple[State, float]]:
+        last: State | None = None
+        while is_active():
+            with self._changed:
+                if not self._sessions.is_current(session):
+                    raise RefusedError("STALE_SESSION", f"client {session.client}'s session ended; join again")
+                state, left = self._state_for(session.client), self._seconds_left()
+                if state == last:
+                    self._changed.wait(MAX_WAIT_S)
+                    continue
+            yield state, left
+            if state.phase in (Phase.FINISHED, Phase.FAILED):
+                return
+            last = state
+
+    def _state_for(self, client: int) -> State:
+        machine = self._machine
+        return State(
+            phase=machine.phase,
+            round=machine.round,
+            participating=client in machine.participants,
+            submitted=client in machine.received,
+            incarnation=self.incarnation,
+            reason=machine.reason,
+        )
+
+    def _seconds_left(self) -> float:
+        deadline = self._machine.deadline
+        return 0.0 if deadline is None else max(deadline - time.monotonic(), 0.0)
+
+    def _clean_up_interrupted_uploads(self) -> None:
+        """Drop what a killed server left half received; only whole, durable updates have the final name."""
+        for part in self._recordings.folder.glob("round-*/*.part"):
+            part.unlink()
+
+
+def _layout_difference(expected: tuple[TensorSpec, ...], got: tuple[TensorSpec, ...]) -> str:
+    for ours, theirs in zip(expected, got, strict=False):
+        if ours != theirs:
+            want = f"{ours.name} {ours.dtype} {list(ours.shape)}"
+            return f"{want} expected, got {theirs.name} {theirs.dtype} {list(theirs.shape)}"
+    return f"{len(expected)} tensors expected, got {len(got)}"

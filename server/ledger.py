@@ -1,0 +1,102 @@
+"""What the server writes: events, scores and metrics of a run directory. Knows files, not rounds' rules.
+
+Events are appended and flushed line by line. Scores and metrics are rewritten atomically after every settled round,
+so a reader always sees whole rounds, and a server that starts again drops nothing and repeats nothing.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import threading
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from steelyard.bundle import write_text
+from steelyard.recording import read_events
+
+SCORES = ("round", "client", "evaluator", "value", "std_error", "validation_std_error", "calls", "evaluated", "seconds")
+METRICS = (
+    "round",
+    "accuracy",
+    "loss",
+    "participants",
+    "missing",
+    "weights",
+    "suspicion",
+    "seconds",
+    "model_sha256",
+)
+
+
+class Ledger:
+    """The server's files in one run directory; opening it again after a kill continues them."""
+
+    def __init__(self, run: Path) -> None:
+        run.mkdir(parents=True, exist_ok=True)
+        self.run = run
+        self._lock = threading.Lock()
+        events = run / "events.jsonl"
+        if events.exists():
+            _drop_partial_line(events)
+        self.incarnation: int = 1 + sum(event["event"] == "server_started" for event in read_events(run))
+        self._events = events.open("a", encoding="utf-8")
+        self._metrics = _read_rows(run / "metrics.csv")
+        self._scores = [row for row in _read_rows(run / "scores.csv") if int(row["round"]) <= self.settled_rounds]
+
+    @property
+    def settled_rounds(self) -> int:
+        """The number of rounds that are closed, aggregated, scored and written down."""
+        return len(self._metrics)
+
+    def event(self, name: str, **fields: Any) -> None:
+        """Append one event; safe from any thread."""
+        line = json.dumps({"time": round(time.time(), 3), "event": name, **fields})
+        with self._lock:
+            self._events.write(line + "\n")
+            self._events.flush()
+
+    def settle(self, scores: Iterable[Mapping[str, Any]], metrics: Mapping[str, Any]) -> None:
+        """Add one round's score rows and its metrics row; metrics last, since they mark the round as settled."""
+        all_scores = [*self._scores, *({key: _text(row[key]) for key in SCORES} for row in scores)]
+        all_metrics = [*self._metrics, {key: _text(metrics[key]) for key in METRICS}]
+        write_text(self.run / "scores.csv", _as_csv(SCORES, all_scores))
+        write_text(self.run / "metrics.csv", _as_csv(METRICS, all_metrics))
+        self._scores, self._metrics = all_scores, all_metrics
+
+    def close(self) -> None:
+        """Close the event log."""
+        self._events.close()
+
+
+def _drop_partial_line(path: Path) -> None:
+    data = path.read_bytes()
+    whole = data.rfind(b"\n") + 1
+    if whole < len(data):
+        with path.open("r+b") as file:
+            file.truncate(whole)
+
+
+def _read_rows(path: Path) -> list[dict[str, str]]:
+    if not path.exists():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def _as_csv(header: Sequence[str], rows: Iterable[Mapping[str, str]]) -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, header, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def _text(value: Any) -> str:
+    """A cell; every float as Python writes a double, so that it is read back to the last bit."""
+    return repr(float(value)) if isinstance(value, float | np.floating) else str(value)

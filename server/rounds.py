@@ -1,0 +1,379 @@
+"""The round machine: which round is open, who takes part, when it closes, how the run ends.
+
+Pure: events go in with the time at which they happened, actions come out. It knows no socket, clock, thread or tensor;
+the app feeds it and carries out what it decides. Two rules stand above the table:
+
+1. A handler only notes a fact, after checking that the fact is possible; `_decide` alone draws conclusions from it.
+2. An event that the table or its handler does not allow raises `IllegalEventError` and changes nothing.
+
+A round that closes with fewer updates than the quorum is void: the model stays as it is and every value is 0. A void
+round counts as a round: it is settled and recorded under its number, and the next number follows. `max_void_rounds` of
+them in a row are tolerated; one more, once it is settled, fails the run.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+from enum import Enum
+
+from steelyard.errors import IllegalEventError, UserError
+
+
+class Phase(Enum):
+    """Where the run stands; the names are the wire's."""
+
+    WAITING = "waiting"
+    OPEN = "open"
+    CLOSED = "closed"
+    FINISHED = "finished"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True)
+class Joined:
+    """A client opened a session."""
+
+    client: int
+
+
+@dataclass(frozen=True)
+class Left:
+    """A client said goodbye: nobody waits for it in the open round, unless it joins again before the close."""
+
+    client: int
+
+
+@dataclass(frozen=True)
+class Expired:
+    """A client's lease ran out: it stays in the open round, but the next one opens without it."""
+
+    client: int
+
+
+@dataclass(frozen=True)
+class Received:
+    """A client's update of the open round is verified and durable."""
+
+    client: int
+
+
+@dataclass(frozen=True)
+class Settled:
+    """The closed round is aggregated and scored, and its state is durable."""
+
+
+@dataclass(frozen=True)
+class Tick:
+    """Time went by."""
+
+
+@dataclass(frozen=True)
+class Broke:
+    """The server itself can't go on: no decision of the machine's, but the clients must learn the reason."""
+
+    reason: str
+
+
+Event = Joined | Left | Expired | Received | Settled | Tick | Broke
+
+
+@dataclass(frozen=True)
+class OpenRound:
+    """Offer the round to its participants (fixed now, in client order) until `deadline`."""
+
+    round: int
+    participants: tuple[int, ...]
+    deadline: float
+    reason: str
+
+
+@dataclass(frozen=True)
+class CloseRound:
+    """Aggregate and score what was received, then apply `Settled`; when `void`, only record it.
+
+    `received` and `missing` are the participants with and without an update, in client order.
+    """
+
+    round: int
+    received: tuple[int, ...]
+    missing: tuple[int, ...]
+    void: bool
+    reason: str
+
+
+@dataclass(frozen=True)
+class Finish:
+    """The last round is settled."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class Abort:
+    """The run cannot go on."""
+
+    reason: str
+
+
+Action = OpenRound | CloseRound | Finish | Abort
+
+ALWAYS: dict[type[Event], str] = {Joined: "_joined", Left: "_left", Expired: "_expired", Tick: "_ticked"}
+TRANSITIONS: dict[Phase, dict[type[Event], str]] = {
+    Phase.WAITING: {**ALWAYS, Broke: "_broke"},
+    Phase.OPEN: {**ALWAYS, Broke: "_broke", Received: "_update_received"},
+    Phase.CLOSED: {**ALWAYS, Broke: "_broke", Settled: "_settled"},
+    Phase.FINISHED: {**ALWAYS},  # sessions come and go until the process ends; nothing follows from it
+    Phase.FAILED: {**ALWAYS},
+}
+
+
+def default_quorum(clients: int) -> int:
+    """All but a third of the clients (rounded down), at least 1."""
+    return max(1, clients - clients // 3)
+
+
+class RoundMachine:
+    """The run's rounds, one event at a time.
+
+    Times are seconds of one monotonic clock of the caller's. The run starts, or starts again, by waiting for clients:
+    until all of the roster are live, or until `join_timeout_s` is over, when a quorum is enough.
+
+    Args:
+        clients: the roster's client indices.
+        rounds: number of the last round; rounds count from 1.
+        quorum: updates that a round needs to count (0: `default_quorum`).
+        round_deadline_s: how long a round stays open at most.
+        join_timeout_s: how long to wait for clients at most.
+        max_void_rounds: void rounds in a row that are tolerated.
+        now: the time of construction.
+        next_round: the round to open first; on a restart the one that was not settled (`rounds + 1`: none is left).
+        void_rounds: void rounds in a row just before `next_round`.
+        received: clients whose update of `next_round` is durable from before a restart; they take part in it whether
+            or not they are live again when it opens.
+
+    Raises:
+        UserError: more updates are asked for than there are clients.
+    """
+
+    def __init__(
+        self,
+        *,
+        clients: tuple[int, ...],
+        rounds: int,
+        quorum: int,
+        round_deadline_s: float,
+        join_timeout_s: float,
+        max_void_rounds: int,
+        now: float,
+        next_round: int = 1,
+        void_rounds: int = 0,
+        received: Collection[int] = (),
+    ) -> None:
+        assert len(set(clients)) == len(clients) > 0, "a roster of distinct clients"
+        assert 1 <= next_round <= rounds + 1, "the next round is one of the run's"
+        assert set(received) <= set(clients), "updates come from the roster"
+        if not 0 <= quorum <= len(clients):
+            raise UserError(f"[protocol] quorum: at most the number of clients ({len(clients)}) expected, got {quorum}")
+        self._roster = frozenset(clients)
+        self._rounds = rounds
+        self._quorum = quorum or default_quorum(len(clients))
+        self._round_deadline_s = round_deadline_s
+        self._join_timeout_s = join_timeout_s
+        self._max_void_rounds = max_void_rounds
+        self._live: frozenset[int] = frozenset()
+        self._round = next_round - 1
+        self._void_rounds = void_rounds
+        self._participants: frozenset[int] = frozenset()
+        self._received = frozenset(received)
+        self._departed: frozenset[int] = frozenset()  # not live, and said so
+        self._broken = ""
+        self._wait(now)
+
+    @property
+    def phase(self) -> Phase:
+        """Where the run stands."""
+        return self._phase
+
+    @property
+    def round(self) -> int:
+        """The open or closed round, or else the last one that was; 0 before the first."""
+        return self._round
+
+    @property
+    def participants(self) -> tuple[int, ...]:
+        """Who takes part in the open or closed round, in client order: fixed when it opened. Empty between rounds."""
+        return tuple(sorted(self._participants))
+
+    @property
+    def received(self) -> tuple[int, ...]:
+        """Whose update of the round is durable; after a restart, of the round that is about to open again."""
+        return tuple(sorted(self._received))
+
+    @property
+    def missing(self) -> tuple[int, ...]:
+        """The participants without an update so far."""
+        return tuple(sorted(self._participants - self._received))
+
+    @property
+    def deadline(self) -> float | None:
+        """When the open round closes at the latest; None when none is open."""
+        return self._timer if self._phase is Phase.OPEN else None
+
+    @property
+    def live(self) -> tuple[int, ...]:
+        """The clients with a live session."""
+        return tuple(sorted(self._live))
+
+    @property
+    def reason(self) -> str:
+        """Why the run stands where it stands: the last decision's reason."""
+        return self._reason
+
+    def next_timer(self) -> float | None:
+        """When the next `Tick` matters: the end of a wait or the round's deadline; None while no time is running."""
+        return self._timer if math.isfinite(self._timer) else None
+
+    def apply(self, event: Event, now: float) -> tuple[Action, ...]:
+        """Take note of an event and decide what follows.
+
+        Whatever is due at `now` happens with any event, not with a `Tick` alone.
+
+        Returns:
+            What to do, in this order; often nothing.
+
+        Raises:
+            IllegalEventError: this phase does not allow the event, or its client cannot have caused it.
+        """
+        handler = TRANSITIONS[self._phase].get(type(event))
+        if handler is None:
+            raise self._illegal(event, "this phase does not allow it")
+        getattr(self, handler)(event, now)
+        actions: list[Action] = []
+        while action := self._decide(now):
+            actions.append(action)
+        return tuple(actions)
+
+    # Facts: a handler checks that the event is possible before it changes anything.
+
+    def _joined(self, event: Joined, _now: float) -> None:
+        if event.client not in self._roster:
+            raise self._illegal(event, "the roster has no such client")
+        if event.client in self._live:
+            raise self._illegal(event, "the client is live already")
+        self._live |= {event.client}
+        self._departed -= {event.client}
+
+    def _left(self, event: Left, now: float) -> None:
+        self._expired(event, now)
+        self._departed |= {event.client}
+
+    def _expired(self, event: Left | Expired, _now: float) -> None:
+        if event.client not in self._live:
+            raise self._illegal(event, "the client is not live")
+        self._live -= {event.client}
+
+    def _update_received(self, event: Received, _now: float) -> None:
+        if event.client not in self._participants:
+            raise self._illegal(event, "the client is no participant of this round")
+        if event.client in self._received:
+            raise self._illegal(event, "its update was received before")
+        self._received |= {event.client}
+
+    def _settled(self, _event: Settled, now: float) -> None:
+        self._participants = self._received = frozenset()
+        self._wait(now)
+
+    def _broke(self, event: Broke, _now: float) -> None:
+        self._broken = event.reason or "the server broke and left no word"
+
+    def _ticked(self, _event: Tick, _now: float) -> None:
+        """Nothing to note: `_decide` looks at the time after every event."""
+
+    def _illegal(self, event: Event, why: str) -> IllegalEventError:
+        return IllegalEventError(f"{event} in phase {self._phase.name} of round {self._round}: {why}")
+
+    # Decisions: one at a time, until nothing more follows.
+
+    def _wait(self, now: float) -> None:
+        """Between two rounds. A quorum of live clients goes on at once, as does a run that is over."""
+        at_once = self._run_is_over or len(self._live) >= self._quorum
+        self._waiting_s = 0.0 if at_once else self._join_timeout_s
+        self._phase, self._timer = Phase.WAITING, now + self._waiting_s
+        self._reason = f"waiting {self._waiting_s:g} s at most for {_names(self._roster - self._live) or 'nobody'}"
+
+    @property
+    def _run_is_over(self) -> bool:
+        return self._void_rounds > self._max_void_rounds or self._round == self._rounds
+
+    def _decide(self, now: float) -> Action | None:
+        if self._broken and self._phase is not Phase.FAILED:
+            return self._abort(self._broken)
+        if self._phase is Phase.WAITING:
+            return self._end_run() if self._run_is_over else self._decide_waiting(now)
+        return self._decide_open(now) if self._phase is Phase.OPEN else None
+
+    def _decide_waiting(self, now: float) -> Action | None:
+        if self._live == self._roster:
+            return self._open(now, f"all {_count(len(self._roster), 'client')} live")
+        if now < self._timer:
+            return None
+        waited = f"after waiting {self._waiting_s:g} s, " if self._waiting_s else ""
+        absent = _names(self._roster - self._live)
+        state = f"{waited}{len(self._live)} of {_count(len(self._roster), 'client')} live, {absent} missing"
+        if len(self._live | self._received) >= self._quorum:
+            return self._open(now, state)
+        return self._abort(f"{state}; the quorum is {self._quorum}")
+
+    def _decide_open(self, now: float) -> Action | None:
+        missing = self._participants - self._received
+        late = missing - self._departed
+        if late and now < self._timer:
+            return None
+        reason = f"all {_count(len(self._participants), 'participant')} submitted"
+        if missing:
+            gone = missing & self._departed
+            parts = [f"{_names(late)} missing"] * bool(late) + [f"{_names(gone)} left"] * bool(gone)
+            start = f"deadline after {self._round_deadline_s:g} s" if late else "nobody left to wait for"
+            reason = f"{start}: {', '.join(parts)}"
+        return self._close(reason)
+
+    def _open(self, now: float, reason: str) -> OpenRound:
+        self._phase, self._reason = Phase.OPEN, reason
+        self._round += 1
+        self._participants = self._live | self._received
+        self._timer = now + self._round_deadline_s
+        return OpenRound(self._round, self.participants, self._timer, reason)
+
+    def _close(self, reason: str) -> CloseRound:
+        void = len(self._received) < self._quorum
+        self._void_rounds = self._void_rounds + 1 if void else 0
+        if void:
+            reason += f"; void: {_count(len(self._received), 'update')}, the quorum is {self._quorum}"
+        self._phase, self._timer, self._reason = Phase.CLOSED, math.inf, reason
+        return CloseRound(self._round, self.received, self.missing, void, reason)
+
+    def _end_run(self) -> Action:
+        if self._void_rounds > self._max_void_rounds:
+            voids = _count(self._void_rounds, "void round")
+            return self._abort(f"{voids} in a row up to round {self._round}, {self._max_void_rounds} tolerated")
+        self._phase, self._timer = Phase.FINISHED, math.inf
+        self._reason = f"all {_count(self._rounds, 'round')} settled"
+        return Finish(self._reason)
+
+    def _abort(self, reason: str) -> Abort:
+        self._phase, self._timer, self._reason = Phase.FAILED, math.inf, reason
+        return Abort(reason)
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def _names(clients: Iterable[int]) -> str:
+    """Clients as words: "", "client 3", "clients 3, 4 and 5"."""
+    if not (indices := sorted(clients)):
+        return ""
+    *others, last = indices
+    return f"clients {', '.join(map(str, others))} and {last}" if others else f"client {last}"

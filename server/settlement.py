@@ -1,0 +1,90 @@
+"""What follows a closed round: aggregate, measure, score, write down. Knows nothing of the wire.
+
+Works from the recorded files alone, so a server that starts again after a kill settles a closed round exactly as the
+one before would have.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import torch
+
+from server.ledger import Ledger
+from steelyard import bundle
+from steelyard.aggregation.fedavg import fedavg
+from steelyard.config import ServerHalf
+from steelyard.recording import ClosedRound, Recordings
+from steelyard.report.suspicion import norms_and_cosines
+from steelyard.scoring.replay import RoundScorer
+from steelyard.seeding import torch_generator
+from steelyard.training import evaluate
+
+
+class Settlement:
+    """Aggregates and scores closed rounds.
+
+    Args:
+        half: the server's half of the experiment.
+        data: the role folder's arrays: validation_images, validation_labels, test_images, test_labels.
+        recordings: where models and updates lie.
+        ledger: takes scores, metrics and events.
+    """
+
+    def __init__(
+        self,
+        half: ServerHalf,
+        data: dict[str, np.ndarray[Any, Any]],
+        recordings: Recordings,
+        ledger: Ledger,
+    ) -> None:
+        self._seed = half.seed
+        self._recordings = recordings
+        self._ledger = ledger
+        self._scorer = RoundScorer(half, data, recordings)
+        self._test = (torch.from_numpy(data["test_images"].copy()), torch.from_numpy(data["test_labels"].copy()))
+
+    @property
+    def specs(self) -> tuple[bundle.TensorSpec, ...]:
+        """Names and shapes of the model's state."""
+        return self._scorer.model.layout.specs
+
+    def write_initial_model(self) -> None:
+        """Write the first round's global model, unless an earlier start of the server already did."""
+        path = self._recordings.global_file(1)
+        if not path.exists():
+            state_D = self._scorer.model.initial_state(torch_generator(self._seed, "model"))
+            bundle.write(path, self.specs, bundle.raw(state_D.numpy()))
+
+    def settle(self, closed: ClosedRound) -> None:
+        """Aggregate and score one closed round; the next round's global model and all rows are durable on return."""
+        started = time.monotonic()
+        recorded = self._scorer.read(closed)
+        next_D = fedavg(recorded.global_D, recorded.updates, recorded.samples)
+        manifest = bundle.write(self._recordings.global_file(closed.round + 1), self.specs, bundle.raw(next_D.numpy()))
+        accuracy, loss = evaluate(self._scorer.model, next_D, *self._test)
+        trainable = self._scorer.model.layout.trainable
+        updates_ND = np.stack([update_D[:trainable].numpy() for update_D in recorded.updates] or [np.zeros(trainable)])
+        figures = zip(recorded.clients, *(figure.tolist() for figure in norms_and_cosines(updates_ND)), strict=False)
+        total = sum(recorded.samples)
+        metrics = {
+            "round": closed.round,
+            "accuracy": accuracy,
+            "loss": loss,
+            "participants": _join(sorted((*closed.received, *closed.missing))),
+            "missing": _join(closed.missing),
+            "weights": _join(f"{k}:{n / total!r}" for k, n in zip(recorded.clients, recorded.samples, strict=True)),
+            "suspicion": _join(f"{k}:{norm!r}:{cosine!r}" for k, norm, cosine in figures),
+            "model_sha256": manifest.sha256,
+        }
+        scores = self._scorer.rows(closed)
+        seconds = round(time.monotonic() - started, 3)
+        self._ledger.settle(scores, {**metrics, "seconds": seconds})
+        self._ledger.event("scored", round=closed.round, accuracy=accuracy, loss=loss, seconds=seconds)
+
+
+def _join(items: Iterable[object]) -> str:
+    return " ".join(str(item) for item in items)

@@ -1,0 +1,171 @@
+"""The run directory's files as the server leaves them, also when it is killed between any two writes."""
+
+from __future__ import annotations
+
+import csv
+import json
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import server.ledger
+from server.ledger import METRICS, SCORES, Ledger
+from steelyard.recording import read_events
+
+
+def score(number: int, client: int, value: float = 0.1) -> dict[str, Any]:
+    return {**dict.fromkeys(SCORES, 0), "round": number, "client": client, "evaluator": "loo", "value": value}
+
+
+def metric(number: int, **changes: Any) -> dict[str, Any]:
+    return {**dict.fromkeys(METRICS, ""), "round": number, "accuracy": 0.5, **changes}
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Iterator[Ledger]:
+    ledger = Ledger(tmp_path / "run")
+    yield ledger
+    ledger.close()
+
+
+def reopened(run: Path) -> Ledger:
+    ledger = Ledger(run)
+    ledger.close()
+    return ledger
+
+
+def test_a_fresh_run_has_nothing(ledger: Ledger) -> None:
+    assert (ledger.incarnation, ledger.settled_rounds, read_events(ledger.run)) == (1, 0, [])
+    assert not (ledger.run / "metrics.csv").exists()
+
+
+def test_an_event_is_there_at_once(ledger: Ledger) -> None:
+    ledger.event("joined", client=3, detail="é\n")
+    (event,) = read_events(ledger.run)
+    assert (event["event"], event["client"], event["detail"]) == ("joined", 3, "é\n")
+    assert set(event) == {"time", "event", "client", "detail"}
+
+
+def test_events_of_many_threads_are_whole_lines(ledger: Ledger) -> None:
+    threads = [
+        threading.Thread(target=lambda k=k: [ledger.event("x", who=k, pad="y" * 5000) for _ in range(20)])  # type: ignore[misc]  # k is bound here
+        for k in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert sorted(event["who"] for event in read_events(ledger.run)) == sorted([0, 1, 2, 3] * 20)
+
+
+def test_settled_rounds_are_in_both_files_to_the_last_bit(ledger: Ledger) -> None:
+    ledger.settle([score(1, 0, 0.1 + 0.2), score(1, 1, -0.0)], metric(1, accuracy=1 / 3, seconds=2))
+    ledger.settle([score(2, 0, np.float64(1e-17))], metric(2))
+    assert [row["value"] for row in rows(ledger.run / "scores.csv")] == ["0.30000000000000004", "-0.0", "1e-17"]
+    assert [(row["round"], row["accuracy"]) for row in rows(ledger.run / "metrics.csv")] == [
+        ("1", "0.3333333333333333"),
+        ("2", "0.5"),
+    ]
+    assert ledger.settled_rounds == 2
+    assert (ledger.run / "scores.csv").read_text().splitlines()[0] == ",".join(SCORES)
+    assert (ledger.run / "metrics.csv").read_text().splitlines()[0] == ",".join(METRICS)
+
+
+def test_numpys_single_precision_keeps_its_bits_too(ledger: Ledger) -> None:
+    value = np.float32(0.1)
+    ledger.settle([score(1, 0, value)], metric(1))  # type: ignore[arg-type]  # what must not slip through
+    (row,) = rows(ledger.run / "scores.csv")
+    assert float(row["value"]) == float(value) != 0.1
+
+
+def test_a_missing_column_is_our_own_mistake_and_settles_nothing(ledger: Ledger) -> None:
+    with pytest.raises(KeyError):
+        ledger.settle([score(1, 0)], {"round": 1})
+    with pytest.raises(KeyError):
+        ledger.settle([{"round": 1}], metric(1))
+    ledger.settle([score(1, 0)], metric(1))
+    assert len(rows(ledger.run / "scores.csv")) == 1
+
+
+def test_opening_again_continues(ledger: Ledger) -> None:
+    ledger.event("server_started")
+    ledger.settle([score(1, 0)], metric(1))
+    again = Ledger(ledger.run)
+    assert (again.incarnation, again.settled_rounds) == (2, 1)
+    again.event("server_started")
+    again.settle([score(2, 0)], metric(2))
+    again.close()
+    assert [row["round"] for row in rows(again.run / "scores.csv")] == ["1", "2"]
+    assert len(read_events(again.run)) == 2
+    assert reopened(again.run).incarnation == 3
+
+
+def test_a_server_killed_before_it_started_serving_is_no_incarnation(ledger: Ledger) -> None:
+    ledger.event("scored", round=1)
+    assert reopened(ledger.run).incarnation == 1
+
+
+@pytest.mark.parametrize("cut", [1, 5, 20])
+def test_a_line_that_a_kill_cut_is_dropped_and_the_next_is_whole(ledger: Ledger, cut: int) -> None:
+    ledger.event("server_started")
+    ledger.event("joined", client=0)
+    path = ledger.run / "events.jsonl"
+    path.write_bytes(path.read_bytes()[:-cut])
+    assert [event["event"] for event in read_events(ledger.run)] == ["server_started"]
+    again = Ledger(ledger.run)
+    again.event("left", client=0)
+    again.close()
+    assert [event["event"] for event in read_events(ledger.run)] == ["server_started", "left"]
+
+
+def test_a_first_line_that_a_kill_cut_leaves_an_empty_log(tmp_path: Path) -> None:
+    (tmp_path / "events.jsonl").write_text('{"time": 1')
+    assert reopened(tmp_path).incarnation == 1
+    assert (tmp_path / "events.jsonl").read_bytes() == b""
+
+
+def test_a_kill_between_scores_and_metrics_leaves_the_round_unsettled(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Metrics mark a round as settled, so they are written last, and scores without them are dropped."""
+    ledger.settle([score(1, 0)], metric(1))
+    write_text = server.ledger.write_text
+
+    def killed_at_metrics(path: Path, text: str) -> None:
+        if path.name == "metrics.csv":
+            raise InterruptedError
+        write_text(path, text)
+
+    monkeypatch.setattr(server.ledger, "write_text", killed_at_metrics)
+    with pytest.raises(InterruptedError):
+        ledger.settle([score(2, 0, 7.0), score(2, 1, 7.0)], metric(2))
+    monkeypatch.undo()
+    assert len(rows(ledger.run / "scores.csv")) == 3
+    again = Ledger(ledger.run)
+    assert again.settled_rounds == 1
+    again.settle([score(2, 0, 8.0)], metric(2))
+    again.close()
+    assert [row["value"] for row in rows(ledger.run / "scores.csv")] == ["0.1", "8.0"]
+    assert [row["round"] for row in rows(ledger.run / "metrics.csv")] == ["1", "2"]
+
+
+def test_a_reason_with_commas_and_lines_stays_one_field(ledger: Ledger) -> None:
+    ledger.settle([], metric(1, missing='a, "b"\nc'))
+    assert reopened(ledger.run).settled_rounds == 1
+    assert rows(ledger.run / "metrics.csv")[0]["missing"] == 'a, "b"\nc'
+
+
+def test_every_line_of_the_log_is_json_without_surprises(ledger: Ledger) -> None:
+    ledger.event("joined", client=0)
+    line = (ledger.run / "events.jsonl").read_text()
+    assert line.count("\n") == 1
+    assert json.loads(line)["client"] == 0
