@@ -1,0 +1,157 @@
+"""A client's life: join, and in every round that counts on it fetch the model, make an update, submit it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import grpc
+import torch
+
+from client.attacks import check as check_attack
+from client.attacks import make_attack
+from client.attacks.base import Attack, Resources
+from client.session import DisconnectedError, Session, connect
+from steelyard.bundle import read_arrays
+from steelyard.certificates import ClientTls
+from steelyard.config import ClientHalf, load_half
+from steelyard.errors import RefusedError, RunFailedError, UserError
+from steelyard.models import FlatModel
+from steelyard.transport.base import TensorPlane
+from steelyard.transport.endpoint import dial
+from steelyard.transport.grpc_plane import GrpcClientPlane
+from steelyard.wire import pb
+
+log = logging.getLogger("client")
+
+ENDED = (pb.FINISHED, pb.FAILED)
+
+Turn = Callable[[int], AbstractContextManager[None]]
+
+
+class Client:
+    """One client of a prepared role folder.
+
+    Args:
+        folder: the role folder: half.json, data.safetensors, token or certificates; `state/` is made inside.
+        address: the server's HOST:PORT; None: the configured one.
+        make_plane: makes the tensor plane over a channel; None: the gRPC plane.
+        turn: entered around the work of a round (number) and its submission; a launcher may run clients in order by it.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        address: str | None,
+        make_plane: Callable[[grpc.Channel], TensorPlane] | None = None,
+        turn: Turn | None = None,
+    ) -> None:
+        self.half: ClientHalf = load_half(ClientHalf, folder / "half.json")
+        self._folder = folder
+        self._address = address or self.half.transport.address
+        if self._address.endswith(":0"):
+            raise UserError(f"the server's HOST:PORT expected, got {self._address!r}; name it with --server")
+        self._turn = turn or (lambda _number: contextlib.nullcontext())
+        transport = self.half.transport
+        self._tls = ClientTls.load(folder / "certificates") if transport.certificates else None
+        self._metadata = () if self._tls else (("steelyard-token", _token(folder)),)
+        self._make_plane = make_plane or (
+            lambda channel: GrpcClientPlane(channel, self._metadata, transport.chunk_bytes, transport.timeout_s)
+        )
+        self._attack = _attack(self.half, folder)
+
+    def run(self) -> None:
+        """Take part until the run ends.
+
+        Raises:
+            RunFailedError: the server could not be reached for `transport.timeout_s`, or the run failed.
+            RefusedError: the server refused this client for good.
+        """
+        while True:
+            session = connect(self._new_session, self.half.transport.timeout_s)
+            log.info("joined %s as client %d", self._address, session.client)
+            try:
+                with session:
+                    self._take_part(session)
+                    return
+            except DisconnectedError as lost:
+                if _has_ended(session.state):  # a server whose run is over goes away, late clients or not
+                    return
+                log.info("connection lost, joining again: %s", lost)
+
+    def _new_session(self) -> Session:
+        channel = dial(self._address, self._tls)
+        return Session(channel, self._metadata, self._make_plane, self.half.transport.timeout_s)
+
+    def _take_part(self, session: Session) -> None:
+        handled = 0
+        while True:
+            state = session.wait_for(lambda s: s.phase in ENDED or (_is_work(s) and s.round > handled))  # noqa: B023 - called before `handled` changes
+            if _has_ended(state):
+                return
+            handled = int(state.round)
+            try:
+                self._work(session, handled)
+            except RefusedError as refused:  # the server logged it too; the next round is a new chance
+                log.warning("round %d: %s", handled, refused)
+
+    def _work(self, session: Session, number: int) -> None:
+        global_D = torch.from_numpy(session.fetch(number))
+        with self._turn(number):
+            started = time.monotonic()
+            result = self._attack.update(number, global_D)
+            seconds = time.monotonic() - started
+            session.submit(number, result.update_D.numpy())
+        note = {"round": number, "seconds": round(seconds, 3), **result.notes}
+        log.info("submitted %s", json.dumps(note))
+
+
+def check(path: Path) -> None:
+    """Validate a client half without running it: an unknown attack or parameter is a `UserError`."""
+    half: ClientHalf = load_half(ClientHalf, path)
+    check_attack(half.attack, public=half.public)
+
+
+def _is_work(state: pb.RoundState) -> bool:
+    return bool(state.phase == pb.OPEN and state.participating and not state.submitted)
+
+
+def _has_ended(state: pb.RoundState | None) -> bool:
+    """Whether the run is finished; `RunFailedError` when it failed."""
+    if state is None or state.phase not in ENDED:
+        return False
+    if state.phase == pb.FAILED:
+        raise RunFailedError(f"the server ended the run: {state.reason}")
+    log.info("finished: %s", state.reason)
+    return True
+
+
+def _token(folder: Path) -> str:
+    try:
+        return (folder / "token").read_text(encoding="ascii").strip()
+    except FileNotFoundError:
+        raise UserError(
+            f"a join token expected at {folder / 'token'}, there is none; run `steelyard prepare`"
+        ) from None
+
+
+def _attack(half: ClientHalf, folder: Path) -> Attack:
+    data = {name: torch.from_numpy(array.copy()) for name, array in read_arrays(folder / "data.safetensors").items()}
+    state = folder / "state"
+    state.mkdir(exist_ok=True)
+    public = (data["public_images"], data["public_labels"]) if half.public else None
+    resources = Resources(
+        model=FlatModel(half.model.name, half.shape),
+        images=data["images"],
+        labels=data["labels"],
+        public=public,
+        training=half.training,
+        seed=half.seed,
+        folder=state,
+    )
+    return make_attack(half.attack, resources)

@@ -1,0 +1,60 @@
+"""What an attacking client does; one file per attack, one line here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from client.attacks.base import Attack, Resources, Result
+from client.attacks.decoder_samples import DecoderSamples, DecoderSamplesParams
+from client.attacks.free_rider import FreeRider, FreeRiderParams
+from client.attacks.honest import Honest, HonestParams
+from client.attacks.label_flip import LabelFlip, LabelFlipParams
+from client.attacks.latent import Latent, LatentParams
+from client.attacks.random_noise import RandomNoise, RandomNoiseParams
+from steelyard.errors import UserError
+from steelyard.parsing import choose, parse
+
+__all__ = ["ATTACKS", "Attack", "Resources", "Result", "check", "make_attack"]
+
+ATTACKS: dict[str, tuple[Callable[[Any, Resources], Attack], type[Any]]] = {
+    "honest": (Honest, HonestParams),
+    "latent": (Latent, LatentParams),
+    "decoder_samples": (DecoderSamples, DecoderSamplesParams),
+    "label_flip": (LabelFlip, LabelFlipParams),
+    "random_noise": (RandomNoise, RandomNoiseParams),
+    "free_rider": (FreeRider, FreeRiderParams),
+}
+
+
+def check(table: Mapping[str, Any], *, public: bool) -> Any:
+    """Check an attack's table, without data; returns its parameters.
+
+    Args:
+        table: its name and parameters.
+        public: whether the experiment hands the attacker the public set.
+
+    Raises:
+        UserError: an unknown attack or key, a value out of range, or a parameter that needs the public set without it.
+    """
+    name = table.get("name")
+    if not isinstance(name, str):
+        raise UserError(f"[attack] name: one of {', '.join(ATTACKS)} expected, got {name!r}")
+    _, kind = choose(name, ATTACKS, "attack")
+    params = parse(kind, {key: value for key, value in table.items() if key != "name"}, f"[attack] {name}")
+    if not public:
+        for key, value in vars(params).items():
+            if value == "public":
+                raise UserError(f'[attack] {name} {key} = "public" needs the public set; declare knowledge = "public"')
+    return params
+
+
+def make_attack(table: Mapping[str, Any], resources: Resources) -> Attack:
+    """The attack that a table describes, e.g. {"name": "latent", "samples": 32}.
+
+    Raises:
+        UserError: a mistake in the table, or data that it asks for and the client lacks.
+    """
+    params = check(table, public=resources.public is not None)
+    factory, _ = ATTACKS[table["name"]]
+    return factory(params, resources)

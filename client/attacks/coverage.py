@@ -1,0 +1,46 @@
+"""Which labels to synthesize: those that the federation under-covers, as far as one client can tell.
+
+Two things tell it: the global model's loss per label on decoder samples, and its own histogram.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch.nn import functional
+
+from steelyard.generators import Decoder
+from steelyard.models import FlatModel
+
+PROBES = 16  # decoder samples per label that the loss is measured on
+
+
+def label_losses(model: FlatModel, decoder: Decoder, generator: torch.Generator) -> torch.Tensor:
+    """The loaded model's mean cross-entropy [C] on decoder samples of each label; 0 for labels the decoder lacks."""
+    known = torch.tensor(decoder.labels)
+    labels = known.repeat_interleave(PROBES)
+    model.module.eval()
+    with torch.no_grad():
+        losses = functional.cross_entropy(model(decoder.sample(labels, generator)), labels, reduction="none")
+    losses_C = torch.zeros(model.classes)
+    losses_C[known] = losses.view(-1, PROBES).mean(1)
+    return losses_C
+
+
+def choose_labels(own_C: torch.Tensor, target_C: torch.Tensor, samples: int) -> torch.Tensor:
+    """Labels [samples], ascending, that bring a histogram as near as possible to a target.
+
+    One at a time, the label with the smallest (own + chosen) / target is taken, the lowest of equals; a label of
+    target 0 never is.
+
+    Args:
+        own_C: the client's own number of samples per label [C].
+        target_C: wanted shares per label [C], at least one above 0, in any unit.
+        samples: how many labels to choose.
+    """
+    filled_C, target_C = own_C.double(), target_C.double()
+    chosen = []
+    for _ in range(samples):
+        label = int(torch.where(target_C > 0, filled_C / target_C, torch.inf).argmin())
+        filled_C[label] += 1
+        chosen.append(label)
+    return torch.tensor(sorted(chosen), dtype=torch.int64)

@@ -1,0 +1,81 @@
+"""A decoder, the labels to make and the first latents: what `latent` and its control `decoder_samples` share.
+
+Both draw from the same generators, so under one seed they differ by the optimization alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+
+from client.attacks.base import Note, Resources, Result
+from client.attacks.coverage import choose_labels, label_losses
+from steelyard.errors import UserError
+from steelyard.generators import Decoder, DecoderParams, cached_decoder
+from steelyard.parsing import NonNegativeFloat, Positive
+from steelyard.seeding import derive_seed
+
+Source = Literal["own", "public"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SynthesisParams:
+    """What is synthesized each round.
+
+    `samples` is B; `decoder_source` says which data the decoder is trained on; `tilt` is how far the target histogram
+    leans towards labels of high loss: target share = loss ** tilt (0: all labels the same).
+    """
+
+    samples: Positive = 32
+    decoder_source: Source = "own"
+    tilt: NonNegativeFloat = 1.0
+    decoder: DecoderParams = field(default_factory=DecoderParams)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Draft:
+    """One round's synthetic batch before any optimization: latents [B, L] and labels [B]."""
+
+    latents_BL: torch.Tensor
+    labels: torch.Tensor
+
+
+class Synthesizer:
+    """Drafts synthetic batches and trains on them beside the client's shard."""
+
+    def __init__(self, params: SynthesisParams, resources: Resources, withheld: torch.Tensor) -> None:
+        """`withheld` [n] marks the client's own samples that the decoder must not see."""
+        self.params = params
+        self.resources = resources
+        images, labels = resources.images[~withheld], resources.labels[~withheld]
+        if params.decoder_source == "public":
+            images, labels = resources.public_set('decoder_source = "public"')
+        if not len(labels):
+            raise UserError('[attack] a shard of at least 2 samples expected: reference "own" withholds one, got 1')
+        seed = derive_seed(resources.seed, "decoder")
+        self.decoder: Decoder = cached_decoder(resources.folder, images, labels, resources.shape, params.decoder, seed)
+
+    def draft(self, round_: int, global_D: torch.Tensor) -> Draft:
+        """Labels that the client thinks under-covered, and latents from the prior; loads the model."""
+        own = self.resources
+        own.model.load(global_D)
+        losses_C = label_losses(own.model, self.decoder, own.generator("probe", round_))
+        known_C = torch.zeros(own.model.classes)
+        known_C[list(self.decoder.labels)] = 1
+        target_C = known_C * losses_C.clamp(min=1e-3) ** self.params.tilt
+        own_C = torch.bincount(own.labels, minlength=own.model.classes)
+        labels = choose_labels(own_C, target_C, self.params.samples)
+        generator = own.generator("latents", round_)
+        return Draft(latents_BL=torch.randn(len(labels), self.decoder.latent, generator=generator), labels=labels)
+
+    def train(self, round_: int, global_D: torch.Tensor, draft: Draft, notes: dict[str, Note]) -> Result:
+        """The update of local training on the shard and the drafted samples."""
+        own = self.resources
+        with torch.no_grad():
+            images = torch.cat([own.images, self.decoder(draft.latents_BL, draft.labels)])
+        labels = torch.cat([own.labels, draft.labels])
+        counts = torch.bincount(draft.labels).tolist()
+        made = ",".join(f"{label}:{count}" for label, count in enumerate(counts) if count)
+        return Result(update_D=own.train(round_, global_D, images, labels), notes=notes | {"labels": made})
