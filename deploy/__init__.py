@@ -1,0 +1,1 @@
+"""Launchers, preparation, containers: how the processes are started."""

@@ -1,0 +1,316 @@
+"""From an experiment to a finished run directory: prepare, run the honest twin, run, summarize. Torch-free.
+
+The launcher alone writes manifest, summary and report and knows who attacks. A directory has its final name from the
+start; its manifest says RUNNING, DONE or FAILED, so whatever was interrupted is seen and can be continued.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from deploy.environment import THREADS, process_environment
+from deploy.local import run_local
+from deploy.prepare import client_half, prepare, server_half
+from steelyard.bundle import write_text
+from steelyard.config import Experiment, RosterEntry, Shape, to_json
+from steelyard.errors import RunFailedError, UserError
+from steelyard.report.html import write_picture, write_report
+from steelyard.report.summary import summarize, write_summary
+
+Launcher = Literal["local", "inline"]
+ROLES = "roles"
+BOUNDARY = "separate processes of one user: an audit hook on opened files is the proof, the system does not enforce it"
+INLINE_BOUNDARY = "none: all roles shared one process (--launcher inline), which is for debugging and parity only"
+
+
+class View(Protocol):
+    """Shows a person how a run goes on."""
+
+    def begin(self, experiment: Experiment, run: Path, honest: Path | None) -> None:
+        """A run starts or goes on; `honest` is the finished twin to compare with, if any."""
+
+    def poll(self) -> None:
+        """Called several times a second while the run goes on."""
+
+    def say(self, line: str) -> None:
+        """One line for the person."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """How to run, which changes no result: where to, by which launcher, and the inline launcher's order of clients."""
+
+    out: Path
+    launcher: Launcher = "local"
+    order: tuple[int, ...] = ()
+    force: bool = False
+
+
+def run_experiment(experiment: Experiment, options: Options, view: View) -> Path:
+    """Run an experiment and its honest twin; what is finished is not run again, what was interrupted goes on.
+
+    Returns:
+        The run directory, DONE.
+
+    Raises:
+        UserError: the experiment can't be run as it stands.
+        RunFailedError: a run failed; its manifest says why.
+    """
+    if experiment.transport.tensors == "memory" and options.launcher != "inline":
+        raise UserError("transport.tensors = 'memory' lives in one process; add --launcher inline")
+    run = options.out / f"{experiment.name}-{experiment.digest()}"
+    if not options.force and status(run) == "DONE":
+        view.say(f"{run} is DONE already; --force runs it again")
+        return run
+    check_roles(experiment)
+    honest = None
+    if experiment.compares_honest:
+        twin = experiment.honest()
+        honest = options.out / f"honest-{twin.digest()}"
+        if options.force or status(honest) != "DONE":
+            _run_one(twin, honest, None, options, view)
+    _run_one(experiment, run, honest, options, view)
+    return run
+
+
+def status(run: Path) -> str:
+    """What a run directory's manifest says: RUNNING, DONE, FAILED, or "" where there is none."""
+    return str(read_manifest(run)["status"]) if (run / "manifest.json").exists() else ""
+
+
+def read_manifest(run: Path) -> dict[str, Any]:
+    """A run directory's manifest; it has a status and an experiment.
+
+    Raises:
+        UserError: there is none, or it is damaged.
+    """
+    path = run / "manifest.json"
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"a run directory expected, {run} has no manifest.json") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path}: a run's manifest expected: {error}; `steelyard run --force` runs it anew") from None
+    if not isinstance(manifest, dict) or not {"status", "experiment"} <= manifest.keys():
+        raise UserError(
+            f"{path}: a run's manifest with status and experiment expected; `steelyard run --force` runs it anew"
+        )
+    return manifest
+
+
+def check_roles(experiment: Experiment) -> None:
+    """Have each kind of role validate its own half, in a process of its own: plug-ins check their parameters there.
+
+    Raises:
+        UserError: what the role said.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        checks = {"server": Path(folder) / "server.json", "client": Path(folder) / "client.json"}
+        halves = _bare_halves(experiment)
+        processes = {}
+        for module, path in checks.items():
+            write_text(path, halves[module])
+            processes[module] = subprocess.Popen(
+                [sys.executable, "-m", module, "--check", str(path)],
+                env=process_environment(),
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+        for module, process in processes.items():
+            _, complaint = process.communicate(timeout=60)
+            if process.returncode:
+                words = complaint.strip().splitlines() or ["it left no word"]
+                raise UserError(f"{module}: {words[-1].removeprefix('steelyard: ')}")
+
+
+def _bare_halves(experiment: Experiment) -> dict[str, str]:
+    """Both kinds of half without data: enough for a role to check its plug-ins' parameters."""
+    shape = Shape(channels=1, height=1, width=1, classes=1)
+    clients = range(experiment.clients.count)
+    who = experiment.attackers[0] if experiment.attackers else 0
+    server = server_half(experiment, shape, tuple(RosterEntry(client=k, samples=1) for k in clients))
+    return {"server": to_json(server), "client": to_json(client_half(experiment, shape, who))}
+
+
+def _run_one(experiment: Experiment, run: Path, honest: Path | None, options: Options, view: View) -> None:
+    with _locked(run):
+        if options.force:
+            _clear(run)
+        manifest = _begin(experiment, run, options.launcher)
+        if honest is not None:
+            _link_twin(run, honest)
+        view.begin(experiment, run, honest)
+        started = time.monotonic()
+        try:
+            _launch(experiment, run, options, view)
+            seconds = round(manifest.get("seconds", 0.0) + time.monotonic() - started, 3)
+            manifest |= {"seconds": seconds}
+            boundary = INLINE_BOUNDARY if options.launcher == "inline" else BOUNDARY
+            _write_manifest(run, {**manifest, "status": "RUNNING"})
+            summary = summarize(run, honest, experiment.attackers, boundary=boundary)
+            write_summary(run, summary)
+            write_report(run, summary)
+            write_picture(summary, run / "values.svg")
+        except BaseException as error:
+            # Ctrl-C and errors alike leave a directory that says what happened and can be continued.
+            reason = "interrupted" if isinstance(error, KeyboardInterrupt) else str(error) or type(error).__name__
+            seconds = round(manifest.get("seconds", 0.0) + time.monotonic() - started, 3)
+            _write_manifest(run, {**manifest, "seconds": seconds, "status": "FAILED", "reason": reason})
+            raise
+        _write_manifest(run, {**manifest, "status": "DONE"})
+
+
+def _launch(experiment: Experiment, run: Path, options: Options, view: View) -> None:
+    roles = run / ROLES
+    if options.launcher == "local":
+        run_local(roles, run, experiment.clients.count, view.poll, view.say)
+        return
+    command = [sys.executable, "-m", "deploy.inline", str(roles), "--run", str(run)]
+    if options.order:
+        command += ["--order", ",".join(map(str, options.order))]
+    with subprocess.Popen(
+        command, env=process_environment(), stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
+    ) as process:
+        try:
+            complaint = _poll_until_end(process, view.poll)
+        except BaseException:
+            process.terminate()
+            raise
+    if process.returncode:
+        words = complaint.strip().splitlines() or [f"exit code {process.returncode}"]
+        kind = UserError if process.returncode == 2 else RunFailedError
+        raise kind(words[-1].removeprefix("steelyard: "))
+
+
+def _poll_until_end(process: subprocess.Popen[str], poll: Callable[[], None]) -> str:
+    while True:
+        try:
+            _, complaint = process.communicate(timeout=0.2)
+        except subprocess.TimeoutExpired:
+            poll()
+        else:
+            poll()
+            return complaint
+
+
+def _begin(experiment: Experiment, run: Path, launcher: Launcher) -> dict[str, Any]:
+    """Prepare the role folders, or find them as an interrupted run left them, and write the manifest."""
+    path = run / "manifest.json"
+    if path.exists() and (run / ROLES).exists():
+        manifest = read_manifest(run)
+        manifest.pop("reason", None)
+    else:
+        part = run / f"{ROLES}.part"
+        for unfinished in (part, run / ROLES):  # without both a manifest and roles nothing has run yet
+            shutil.rmtree(unfinished, ignore_errors=True)
+        dealt = prepare(experiment, part)
+        part.rename(run / ROLES)
+        manifest = {
+            "status": "RUNNING",
+            "experiment": asdict(experiment),
+            "digest": experiment.digest(),
+            "launcher": launcher,
+            "data": {
+                "coverage": [shard.histogram(dealt.shape.classes).tolist() for shard in dealt.shards],
+                "samples": [len(shard) for shard in dealt.shards],
+                "validation": len(dealt.validation),
+                "test": len(dealt.test),
+                "public": len(dealt.public),
+            },
+            **provenance(),
+        }
+    _write_manifest(run, {**manifest, "status": "RUNNING"})
+    return manifest
+
+
+def provenance() -> dict[str, Any]:
+    """What a number depends on beside the experiment: processor, versions, threads, source revision."""
+    packages = ("torch", "numpy", "grpcio", "protobuf", "scikit-learn", "steelyard")
+    return {
+        "processor": _processor(),
+        "machine": platform.machine(),
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+        "versions": {name: _version(name) for name in packages},
+        "threads": THREADS,
+        "revision": _revision(),
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    fields = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines) if value}
+    names = ("model name", "cpu family", "model")
+    return ", ".join(
+        fields[name] if name == "model name" else f"{name} {fields[name]}" for name in names if name in fields
+    )
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _revision() -> str:
+    """The source's git revision, with `+` when files differ from it; empty outside a checkout."""
+    here = Path(__file__).resolve().parent
+    answers = []
+    for command in (["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no"]):
+        try:
+            answers.append(
+                subprocess.run(["git", "-C", str(here), *command], capture_output=True, text=True, check=True)
+            )
+        except (OSError, subprocess.CalledProcessError):
+            return ""
+    return answers[0].stdout.strip() + ("+" if answers[1].stdout.strip() else "")
+
+
+def _write_manifest(run: Path, manifest: dict[str, Any]) -> None:
+    write_text(run / "manifest.json", json.dumps(manifest, indent=1) + "\n")
+
+
+def _link_twin(run: Path, honest: Path) -> None:
+    link = run / "honest"
+    link.unlink(missing_ok=True)
+    link.symlink_to(os.path.relpath(honest, run), target_is_directory=True)
+
+
+def _clear(run: Path) -> None:
+    for path in run.iterdir():
+        if path.name == ".lock":
+            continue
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+@contextmanager
+def _locked(run: Path) -> Iterator[None]:
+    """Keep a second launcher out of a run directory while this one works in it."""
+    run.mkdir(parents=True, exist_ok=True)
+    with (run / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"another process is running {run}; wait for it or name another place with --out") from None
+        yield

@@ -1,0 +1,145 @@
+"""Cuts an experiment into one self-contained folder per role; a process or container is handed its own alone.
+
+    server/     half.json, data.safetensors (validation and test sets), certificates/
+    client-3/   half.json, data.safetensors (its shard; the public set if declared), token or certificates/
+
+The server's folder has no word of who attacks, and a client's has nothing of any other client's. Torch-free.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from steelyard.bundle import write_arrays, write_text
+from steelyard.config import ClientHalf, Experiment, RosterEntry, ServerHalf, Shape, to_json
+from steelyard.data.deal import Deal, deal
+from steelyard.errors import UserError
+from steelyard.seeding import derive_seed
+
+
+def client_folder(folder: Path, client: int) -> Path:
+    """One client's role folder."""
+    return folder / f"client-{client}"
+
+
+def server_folder(folder: Path) -> Path:
+    """The server's role folder."""
+    return folder / "server"
+
+
+def prepare(experiment: Experiment, folder: Path) -> Deal:
+    """Write every role's folder and return how the data was dealt.
+
+    Raises:
+        UserError: the data can't be had or is too small, certificates are missing, or the folder is in use.
+    """
+    if any(path.name == "server" or path.name.startswith("client-") for path in folder.glob("*")):
+        raise UserError(f"an empty place for role folders expected, {folder} holds some; name another with --out")
+    _check_certificates(experiment)
+    dealt = deal(experiment)
+    tokens = [secrets.token_hex(16) for _ in dealt.shards]
+    _write_server(experiment, dealt, tokens, server_folder(folder))
+    for client, token in enumerate(tokens):
+        _write_client(experiment, dealt, client, token, client_folder(folder, client))
+    return dealt
+
+
+def server_half(experiment: Experiment, shape: Shape, roster: tuple[RosterEntry, ...]) -> ServerHalf:
+    """The server's half: everything but who attacks."""
+    return ServerHalf(
+        seed=experiment.seed,
+        rounds=experiment.rounds,
+        shape=shape,
+        model=experiment.model,
+        roster=roster,
+        evaluators=experiment.evaluators,
+        scoring=experiment.scoring,
+        protocol=experiment.protocol,
+        transport=experiment.transport,
+    )
+
+
+def client_half(experiment: Experiment, shape: Shape, client: int) -> ClientHalf:
+    """One client's half: its own seed and attack."""
+    return ClientHalf(
+        client=client,
+        seed=derive_seed(experiment.seed, "client", client),
+        shape=shape,
+        model=experiment.model,
+        training=experiment.training,
+        attack=experiment.attack_of(client),
+        public=experiment.knows_public(client),
+        transport=experiment.transport,
+    )
+
+
+def _write_server(experiment: Experiment, dealt: Deal, tokens: list[str], folder: Path) -> None:
+    _make(folder)
+    secure = bool(experiment.transport.certificates)
+    hashes = ["" if secure else hashlib.sha256(token.encode()).hexdigest() for token in tokens]
+    roster = tuple(
+        RosterEntry(client=k, samples=len(shard), token_sha256=hashes[k]) for k, shard in enumerate(dealt.shards)
+    )
+    write_text(folder / "half.json", to_json(server_half(experiment, dealt.shape, roster)))
+    write_arrays(
+        folder / "data.safetensors",
+        {
+            "validation_images": dealt.validation.images,
+            "validation_labels": dealt.validation.labels,
+            "test_images": dealt.test.images,
+            "test_labels": dealt.test.labels,
+        },
+    )
+    if secure:
+        _copy_certificates(Path(experiment.transport.certificates), "server", folder)
+
+
+def _write_client(experiment: Experiment, dealt: Deal, client: int, token: str, folder: Path) -> None:
+    _make(folder)
+    half = client_half(experiment, dealt.shape, client)
+    write_text(folder / "half.json", to_json(half))
+    arrays: dict[str, np.ndarray[Any, Any]] = {
+        "images": dealt.shards[client].images,
+        "labels": dealt.shards[client].labels,
+    }
+    if half.public:
+        arrays |= {"public_images": dealt.public.images, "public_labels": dealt.public.labels}
+    write_arrays(folder / "data.safetensors", arrays)
+    if experiment.transport.certificates:
+        _copy_certificates(Path(experiment.transport.certificates), f"client-{client}", folder)
+    else:
+        path = folder / "token"
+        path.touch(mode=0o600)
+        path.write_text(token, encoding="ascii")
+
+
+def _make(folder: Path) -> None:
+    """Make a role's folder, closed to other users of the host: the roles of a run may be users of their own."""
+    try:
+        folder.mkdir(parents=True)
+        folder.chmod(0o700)
+    except OSError as error:
+        raise UserError(f"a place for role folders expected at {folder.parent}: {error}") from None
+
+
+def _check_certificates(experiment: Experiment) -> None:
+    """See that every role's certificates are there before anything is written."""
+    if not experiment.transport.certificates:
+        return
+    source = Path(experiment.transport.certificates)
+    roles = ("server", *(f"client-{client}" for client in range(experiment.clients.count)))
+    for path in (source / "ca.pem", *(source / role for role in roles)):
+        if not path.exists():
+            raise UserError(f"certificates expected, there is no {path}; make them with `steelyard certs`")
+
+
+def _copy_certificates(source: Path, role: str, folder: Path) -> None:
+    """Copy a role's own certificate and key, and the authority's certificate, never its key."""
+    shutil.copytree(source / role, folder / "certificates")
+    shutil.copyfile(source / "ca.pem", folder / "certificates" / "ca.pem")

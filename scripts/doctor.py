@@ -1,0 +1,118 @@
+"""`steelyard doctor`: can this experiment run here? One line per check, before anything is started."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import shutil
+import socket
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from deploy.launch import check_roles
+from steelyard.config import Experiment, load_experiment
+from steelyard.data.deal import deal
+from steelyard.errors import SteelyardError, UserError
+
+MODEL_BYTES = 4 * 50_000  # an upper estimate for the small CNNs
+PROCESS_BYTES = 150 * 2**20  # private memory of a process with torch imported
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command line."""
+    parser.add_argument("experiment", type=Path, help="the experiment file (TOML)")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides", help="override a key"
+    )
+    parser.add_argument("--out", type=Path, default=Path("runs"), help="where run directories would go")
+
+
+def act(arguments: argparse.Namespace) -> int:
+    """Run every check; returns 0 when all pass, 2 when one does not."""
+    experiment = load_experiment(arguments.experiment, arguments.overrides)
+    checks: dict[str, Callable[[], str]] = {
+        "versions": _versions,
+        "data": lambda: _data(experiment),
+        "roles": lambda: _roles(experiment),
+        "address": lambda: _address(experiment),
+        "certificates": lambda: _certificates(experiment),
+        "disk": lambda: _disk(experiment, arguments.out),
+        "processes": lambda: _processes(experiment),
+    }
+    failed = 0
+    for name, check in checks.items():
+        try:
+            print(f"ok    {name}: {check()}")
+        except SteelyardError as error:
+            failed += 1
+            print(f"FAIL  {name}: {error}")
+    return 2 if failed else 0
+
+
+def _versions() -> str:
+    try:
+        found = ", ".join(f"{name} {version(name)}" for name in ("torch", "grpcio", "numpy", "protobuf"))
+    except PackageNotFoundError as error:
+        raise UserError(f"package {error} expected, it is not installed; `make setup` installs all") from None
+    return f"Python {platform.python_version()}, {found}"
+
+
+def _data(experiment: Experiment) -> str:
+    dealt = deal(experiment)
+    sizes = sorted(len(shard) for shard in dealt.shards)
+    sets = f"validation {len(dealt.validation)}, test {len(dealt.test)}, public {len(dealt.public)}"
+    return f"{experiment.data.dataset}: {len(sizes)} shards of {sizes[0]} to {sizes[-1]} samples, {sets}"
+
+
+def _roles(experiment: Experiment) -> str:
+    check_roles(experiment)
+    return f"attack {experiment.attack.get('name', 'none')} and the evaluators take their parameters"
+
+
+def _address(experiment: Experiment) -> str:
+    host, _, port = experiment.transport.address.rpartition(":")
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, int(port), type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.bind(address)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{experiment.transport.address} can't be bound: {error}; set [transport] address") from None
+    return f"{experiment.transport.address} is free"
+
+
+def _certificates(experiment: Experiment) -> str:
+    folder = experiment.transport.certificates
+    host = experiment.transport.address.rpartition(":")[0]
+    if not folder:
+        if host.strip("[]") not in ("127.0.0.1", "::1", "localhost"):
+            raise UserError(
+                f"{host} is beyond loopback: make certificates with `steelyard certs` and name their folder"
+            )
+        return "none needed on loopback: join tokens identify the clients"
+    for role in ("server", *(f"client-{k}" for k in range(experiment.clients.count))):
+        if not (Path(folder) / role / "cert.pem").exists():
+            raise UserError(f"{role}'s certificate expected in {folder}; make certificates with `steelyard certs`")
+    return f"{folder} has the server's and {experiment.clients.count} clients'"
+
+
+def _disk(experiment: Experiment, out: Path) -> str:
+    twins = 1 + experiment.compares_honest
+    need = MODEL_BYTES * (experiment.clients.count + 1) * experiment.rounds * twins
+    place = next(path for path in (out.resolve(), *out.resolve().parents) if path.exists())
+    free = shutil.disk_usage(place).free
+    if free < need:
+        raise UserError(f"about {need / 2**20:.0f} MiB of recordings expected, {place} has {free / 2**20:.0f} MiB free")
+    return f"at most about {need / 2**20:.0f} MiB of recordings, {free / 2**30:.0f} GiB free"
+
+
+def _processes(experiment: Experiment) -> str:
+    count = experiment.clients.count + 1
+    need = count * PROCESS_BYTES
+    available = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if available < need:
+        raise UserError(
+            f"about {need / 2**30:.1f} GiB for {count} processes expected, {available / 2**30:.1f} GiB are free"
+        )
+    return f"{count} processes of one thread each on {os.cpu_count()} cores, about {need / 2**30:.1f} GiB of memory"

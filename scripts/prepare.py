@@ -1,0 +1,33 @@
+"""`steelyard prepare`: one folder per role, to be copied to any host and run there."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from deploy.launch import check_roles
+from deploy.prepare import client_folder, prepare, server_folder
+from steelyard.config import load_experiment
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command line."""
+    parser.add_argument("experiment", type=Path, help="the experiment file (TOML)")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides", help="override a key"
+    )
+    parser.add_argument("--out", type=Path, required=True, help="where the role folders go")
+
+
+def act(arguments: argparse.Namespace) -> int:
+    """Write the folders and say how to start them; returns the exit code."""
+    experiment = load_experiment(arguments.experiment, arguments.overrides)
+    check_roles(experiment)
+    dealt = prepare(experiment, arguments.out)
+    for client, shard in enumerate(dealt.shards):
+        counts = shard.histogram(dealt.shape.classes)
+        print(f"client {client}: {len(shard)} samples, {sum(c > 0 for c in counts)} of {len(counts)} labels")
+    print(f"server: {len(dealt.validation)} validation and {len(dealt.test)} test samples")
+    print(f"start the server   python -m server {server_folder(arguments.out)}")
+    print(f"then each client   python -m client {client_folder(arguments.out, 0)} --server HOST:PORT   (and so on)")
+    return 0

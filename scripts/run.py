@@ -1,0 +1,70 @@
+"""`steelyard run`: an experiment file in, a finished run directory and a table out."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from deploy.launch import Options, read_manifest, run_experiment, status
+from scripts.progress import Progress
+from steelyard.config import Experiment, load_experiment
+from steelyard.errors import UserError
+from steelyard.parsing import parse
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command line."""
+    parser.add_argument("experiment", type=Path, nargs="?", help="the experiment file (TOML)")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides", help="override a key"
+    )
+    parser.add_argument("--out", type=Path, default=Path("runs"), help="where run directories go (default: runs)")
+    parser.add_argument(
+        "--launcher", choices=("local", "inline"), default="local", help="how the processes are started"
+    )
+    parser.add_argument("--order", default="", help="inline only: the order in which clients work, e.g. 2,0,1")
+    parser.add_argument("--resume", type=Path, metavar="RUN", help="go on with an interrupted run directory")
+    parser.add_argument("--force", action="store_true", help="throw away what is there and run again")
+
+
+def act(arguments: argparse.Namespace) -> int:
+    """Run the experiment; returns the exit code."""
+    experiment = _experiment(arguments)
+    out = arguments.resume.resolve().parent if arguments.resume else arguments.out
+    options = Options(out=out, launcher=arguments.launcher, order=_order(arguments, experiment), force=arguments.force)
+    progress = Progress()
+    try:
+        run = run_experiment(experiment, options, progress)
+    except KeyboardInterrupt:
+        again = f"steelyard run --resume {progress.run}" if progress.run else "the same command"
+        sys.stderr.write(f"\nsteelyard: interrupted; every process was ended. To go on: {again}\n")
+        return 130
+    progress.finish(run)
+    return 0
+
+
+def _experiment(arguments: argparse.Namespace) -> Experiment:
+    if arguments.resume is None:
+        if arguments.experiment is None:
+            raise UserError("an experiment file expected, e.g. experiments/quickstart.toml, or --resume RUN")
+        return load_experiment(arguments.experiment, arguments.overrides)
+    if arguments.experiment is not None or arguments.overrides or arguments.force:
+        raise UserError("--resume goes on with a run as its manifest says; leave out the experiment, --set and --force")
+    if not status(arguments.resume):
+        raise UserError(f"an interrupted run directory expected, {arguments.resume} has no manifest.json")
+    return parse(Experiment, read_manifest(arguments.resume)["experiment"], str(arguments.resume / "manifest.json"))
+
+
+def _order(arguments: argparse.Namespace, experiment: Experiment) -> tuple[int, ...]:
+    if not arguments.order:
+        return ()
+    try:
+        order = tuple(int(client) for client in arguments.order.split(","))
+    except ValueError:
+        order = ()
+    if sorted(order) != list(range(experiment.clients.count)):
+        raise UserError(
+            f"--order: every client below {experiment.clients.count} once expected, got {arguments.order!r}"
+        )
+    return order

@@ -1,0 +1,197 @@
+"""Shared by all levels: a small federation whose server is a real process, and clients that a test scripts by hand."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from deploy.environment import process_environment
+from deploy.prepare import client_folder, prepare, server_folder
+from protos import federation_pb2_grpc
+from steelyard.bundle import Manifest, digest, raw
+from steelyard.config import Experiment
+from steelyard.parsing import parse
+from steelyard.recording import read_events
+from steelyard.transport.base import SERVER, Transfer
+from steelyard.transport.endpoint import dial
+from steelyard.transport.grpc_plane import GrpcClientPlane
+from steelyard.wire import PROTOCOL_VERSION, manifest_from_wire, manifest_to_wire, pb, refusal_name
+
+PATIENCE_S = 30.0  # bounds every wait of a test; never what a test measures
+
+SMALL: dict[str, Any] = {
+    "name": "small",
+    "rounds": 2,
+    "clients": {"count": 3},
+    "data": {"partition": "iid", "samples_per_client": 40, "validation": 60, "test": 60},
+    "evaluators": [
+        {"name": "fedsv_accuracy", "kind": "fedsv", "utility": "accuracy"},
+        {"name": "loo_loss", "kind": "loo", "utility": "loss"},
+    ],
+    "protocol": {"round_deadline_s": 30.0, "join_timeout_s": 30.0, "lease_s": 5.0, "quorum": 2},
+}
+
+
+@dataclass
+class Answer:
+    """What the server said: a refusal's name ("" when accepted) and its detail."""
+
+    refusal: str
+    detail: str
+
+
+class Scripted:
+    """One client played by hand, over real gRPC, with every message in the test's hands."""
+
+    def __init__(self, address: str, token: str) -> None:
+        self.metadata = (("steelyard-token", token),)
+        self.channel = dial(address, None)
+        self.stub = federation_pb2_grpc.FederationStub(self.channel)
+        self.plane = GrpcClientPlane(self.channel, self.metadata, 2**16, PATIENCE_S)
+        self.session = ""
+
+    def call(self, method: str, request: Any) -> Any:
+        return getattr(self.stub, method)(request, metadata=self.metadata, timeout=PATIENCE_S)
+
+    def join(self, protocol: int = PROTOCOL_VERSION) -> Answer:
+        reply = self.call("Join", pb.JoinRequest(protocol=protocol))
+        self.session = reply.session or self.session
+        return _answer(reply)
+
+    def states(self) -> Iterator[Any]:
+        request = pb.WatchRequest(session=self.session)
+        return iter(self.stub.Watch(request, metadata=self.metadata, timeout=PATIENCE_S))
+
+    def wait_for(self, wanted: Callable[[Any], bool]) -> Any:
+        return next(state for state in self.states() if wanted(state))
+
+    def fetch(self, number: int) -> np.ndarray[Any, Any]:
+        reply = self.call("Fetch", pb.FetchRequest(session=self.session, round=number))
+        assert _answer(reply).refusal == "", reply.detail
+        manifest = manifest_from_wire(reply.manifest)
+        vector = np.empty(manifest.nbytes // 4, np.float32)
+        self.plane.receive(Transfer(id=reply.transfer, peer=SERVER, manifest=manifest), raw(vector)).result(PATIENCE_S)
+        self.specs = manifest.tensors
+        return vector
+
+    def offer(self, number: int, manifest: Manifest) -> Any:
+        request = pb.SubmitRequest(session=self.session, round=number, manifest=manifest_to_wire(manifest))
+        return self.call("Submit", request)
+
+    def receipt(self, transfer: str) -> Answer:
+        return _answer(self.call("GetReceipt", pb.ReceiptRequest(session=self.session, transfer=transfer)))
+
+    def submit(self, number: int, update: np.ndarray[Any, Any], sent: np.ndarray[Any, Any] | None = None) -> Answer:
+        """Announce `update`, send `sent` (the same by default), and ask for the receipt."""
+        manifest = Manifest(self.specs, digest(raw(update)))
+        reply = self.offer(number, manifest)
+        if not reply.transfer:
+            return _answer(reply.receipt)
+        transfer = Transfer(id=reply.transfer, peer=SERVER, manifest=manifest)
+        future = self.plane.send(transfer, raw(update if sent is None else sent))
+        future.exception(PATIENCE_S)  # a refusal on the tensor plane is told by the receipt too
+        return self.receipt(reply.transfer)
+
+    def close(self) -> None:
+        self.plane.close()
+        self.channel.close()
+
+
+def _answer(reply: Any) -> Answer:
+    return Answer(refusal_name(reply.refusal) if reply.refusal else "", reply.detail)
+
+
+@dataclass
+class Federation:
+    """A prepared experiment and its server, a real process; scripted clients join it."""
+
+    roles: Path
+    run: Path
+    server: subprocess.Popen[str] | None = None
+    address: str = ""
+    opened: list[Scripted] = field(default_factory=list)
+
+    def start(self) -> None:
+        self.server = subprocess.Popen(
+            [sys.executable, "-m", "server", str(server_folder(self.roles)), "--run", str(self.run)],
+            env=process_environment(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        assert self.server.stdout is not None
+        line = self.server.stdout.readline()
+        assert line.startswith("listening on "), f"{line}{self.server.stderr.read() if self.server.stderr else ''}"
+        self.address = line.removeprefix("listening on ").strip()
+
+    def client(self, k: int) -> Scripted:
+        token = (client_folder(self.roles, k) / "token").read_text(encoding="ascii")
+        return self.stranger(token)
+
+    def stranger(self, token: str) -> Scripted:
+        self.opened.append(Scripted(self.address, token))
+        return self.opened[-1]
+
+    def events(self, name: str, **fields: Any) -> list[dict[str, Any]]:
+        return [e for e in read_events(self.run) if e["event"] == name and fields.items() <= e.items()]
+
+    def await_event(self, name: str, **fields: Any) -> dict[str, Any]:
+        return await_until(lambda: self.events(name, **fields), f"event {name} {fields}")[0]
+
+    def kill(self) -> None:
+        assert self.server is not None
+        self.server.kill()
+        self.server.communicate()
+
+    def wait(self) -> int:
+        assert self.server is not None
+        self.server.communicate(timeout=PATIENCE_S)
+        return int(self.server.returncode)
+
+    def stop(self) -> None:
+        for client in self.opened:
+            client.close()
+        if self.server is not None and self.server.poll() is None:
+            self.kill()
+
+
+def await_until(check: Callable[[], Any], what: str) -> Any:
+    """What `check` returns as soon as it is true; the wait is bounded and says what it waited for."""
+    end = time.monotonic() + PATIENCE_S
+    pause = threading.Event()
+    while not (found := check()):
+        assert time.monotonic() < end, f"{what} did not come within {PATIENCE_S:g} s"
+        pause.wait(0.05)
+    return found
+
+
+def small_experiment(**changes: Any) -> Experiment:
+    table = {**SMALL, **changes}
+    return parse(Experiment, table, "test")
+
+
+@pytest.fixture
+def make_federation(tmp_path: Path) -> Iterator[Callable[..., Federation]]:
+    """Makes federations from changes to the small experiment; ends their processes."""
+    made: list[Federation] = []
+
+    def make(**changes: Any) -> Federation:
+        roles = tmp_path / f"roles-{len(made)}"
+        prepare(small_experiment(**changes), roles)
+        federation = Federation(roles, tmp_path / f"run-{len(made)}")
+        made.append(federation)
+        federation.start()
+        return federation
+
+    yield make
+    for federation in made:
+        federation.stop()

@@ -1,0 +1,267 @@
+"""What one client, one disk or one lost connection may not do to a run: block, leak, mislead or end it."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+
+from client.app import Client
+from client.session import DisconnectedError, Session
+from deploy.prepare import client_folder
+from protos import federation_pb2_grpc
+from server.coordinator import Coordinator
+from server.ledger import Ledger
+from server.rounds import RoundMachine
+from server.sessions import Sessions
+from steelyard.bundle import Manifest, TensorSpec, digest, raw, write
+from steelyard.errors import RunFailedError
+from steelyard.recording import ClosedRound, Recordings, read_events
+from steelyard.transport.base import SERVER, Transfer
+from steelyard.transport.endpoint import bind, dial, server_options
+from steelyard.transport.grpc_plane import GrpcClientPlane
+from steelyard.transport.memory import MemoryHub
+from steelyard.wire import manifest_to_wire, pb
+
+MakeFederation = Callable[..., Any]
+PATIENCE_S = 30.0
+PATIENT = {"round_deadline_s": 60.0, "join_timeout_s": 30.0, "lease_s": 60.0, "quorum": 2}
+SPECS = (TensorSpec("weight", "F32", (3,)),)
+UPDATE = np.array([1.0, 2.0, 3.0], np.float32)
+MANIFEST = Manifest(SPECS, digest(raw(UPDATE)))
+
+
+def opened(federation: Any) -> tuple[Any, Any, np.ndarray[Any, Any]]:
+    """Two of three joined clients in an open round, and an update that fits the model."""
+    clients = [federation.client(k) for k in range(3)]
+    for client in clients:
+        assert client.join().refusal == ""
+    for client in clients[:2]:
+        client.wait_for(lambda s: s.phase == pb.OPEN)
+        vector = client.fetch(1)
+    return clients[0], clients[1], np.full_like(vector, 0.001)
+
+
+def test_watch_streams_of_one_client_leave_threads_for_the_others(make_federation: MakeFederation) -> None:
+    federation = make_federation(protocol=PATIENT)
+    greedy, other, update = opened(federation)
+    streams = [greedy.states() for _ in range(40)]  # the server has 4 * 3 + 8 threads
+    assert next(streams[-1]).phase == pb.OPEN, "the newest stream is the one that lives"
+    assert other.submit(1, update).refusal == ""
+    assert sum(1 for _ in streams[0]) <= 1, "an older stream was ended"
+
+
+def test_waits_for_receipts_of_one_client_leave_threads_for_the_others(make_federation: MakeFederation) -> None:
+    federation = make_federation(protocol=PATIENT)
+    greedy, other, update = opened(federation)
+    transfer = greedy.offer(1, Manifest(greedy.specs, digest(raw(update)))).transfer
+    request = pb.ReceiptRequest(session=greedy.session, transfer=transfer)
+    waits = [greedy.stub.GetReceipt.future(request, metadata=greedy.metadata, timeout=PATIENCE_S) for _ in range(40)]
+    assert other.submit(1, update).refusal == ""
+    assert sum(wait.done() for wait in waits) <= 39
+    assert greedy.submit(1, update).refusal == "", "announcing anew ends the wait"
+    assert {wait.result(PATIENCE_S).refusal for wait in waits} == {pb.BAD_TRANSFER, pb.LATE}
+
+
+def test_a_client_has_one_offer_of_the_model_at_a_time(make_federation: MakeFederation) -> None:
+    federation = make_federation(protocol=PATIENT)
+    client, _, _ = opened(federation)
+    first = client.call("Fetch", pb.FetchRequest(session=client.session, round=1))
+    client.fetch(1)
+    pulled = client.plane.receive(
+        Transfer(id=first.transfer, peer=SERVER, manifest=Manifest((), "0" * 64)), memoryview(bytearray())
+    )
+    assert "BAD_TRANSFER" in str(pulled.exception(PATIENCE_S))
+
+
+def test_refused_uploads_leave_no_mapping_behind(make_federation: MakeFederation) -> None:
+    federation = make_federation(protocol=PATIENT)
+    client, _, update = opened(federation)
+    for _ in range(12):
+        assert client.submit(1, update, sent=update * 2).refusal == "BAD_DIGEST"
+    maps = Path(f"/proc/{federation.server.pid}/maps").read_text(encoding="utf-8")
+    assert maps.count(".part") <= 1
+
+
+def test_a_long_name_does_not_fill_the_event_log(make_federation: MakeFederation) -> None:
+    federation = make_federation(protocol=PATIENT)
+    client, _, _ = opened(federation)
+    reply = client.offer(1, Manifest((TensorSpec("x" * 10**6, "F32", (3,)),), "0" * 64))
+    assert reply.receipt.refusal == pb.BAD_LAYOUT
+    assert len(reply.receipt.detail) == 500
+    assert federation.await_event("refused", request="Submit")["detail"] == reply.receipt.detail
+
+
+# -- the coordinator alone, with the in-process plane ----------------------------------------------------------------
+
+
+class Bench:
+    """A coordinator of two clients with a quorum of one; `settle` copies the model on, after what a test does."""
+
+    def __init__(
+        self, run: Path, settling: Callable[[Bench], None] = lambda _bench: None, lease_s: float = 60.0
+    ) -> None:
+        self.run = run
+        self.settling = settling
+        self.recordings = Recordings(run)
+        write(self.recordings.global_file(1), SPECS, raw(np.zeros(3, np.float32)))
+        self.ledger = Ledger(run)
+        machine = RoundMachine(
+            clients=(0, 1),
+            rounds=2,
+            quorum=1,
+            round_deadline_s=PATIENCE_S,
+            join_timeout_s=PATIENCE_S,
+            max_void_rounds=0,
+            now=time.monotonic(),
+        )
+        self.coordinator = Coordinator(
+            machine=machine,
+            sessions=Sessions(lease_s),
+            recordings=self.recordings,
+            ledger=self.ledger,
+            specs=SPECS,
+            settle=self.settle,
+        )
+        self.hub = MemoryHub()
+        self.coordinator.attach(self.hub.server(self.coordinator.bytes_arrived))
+        self.sessions = {k: self.coordinator.join(k).id for k in (0, 1)}
+
+    def settle(self, closed: ClosedRound) -> None:
+        write(self.recordings.global_file(closed.round + 1), SPECS, raw(np.zeros(3, np.float32)))
+        self.settling(self)
+
+    def offer(self, client: int) -> str:
+        transfer = self.coordinator.submit(client, self.sessions[client], 1, MANIFEST, PATIENCE_S)
+        assert isinstance(transfer, Transfer)
+        return transfer.id
+
+    def send(self, client: int, transfer: str) -> None:
+        ours = Transfer(id=transfer, peer=SERVER, manifest=MANIFEST)
+        self.hub.client(client).send(ours, raw(UPDATE)).exception(PATIENCE_S)
+
+    def submit(self, client: int) -> None:
+        self.send(client, self.offer(client))
+
+    def events(self, name: str) -> list[dict[str, Any]]:
+        return [event for event in read_events(self.run) if event["event"] == name]
+
+
+@pytest.fixture
+def make_bench(tmp_path: Path) -> Iterator[Callable[..., Bench]]:
+    """Makes a bench; closes its event log."""
+    made: list[Bench] = []
+
+    def make(*arguments: Any, **options: Any) -> Bench:
+        made.append(Bench(tmp_path, *arguments, **options))
+        return made[-1]
+
+    yield make
+    for bench in made:
+        bench.ledger.close()
+
+
+def test_a_client_whose_lease_ran_out_during_scoring_is_not_in_the_next_round(make_bench: Callable[..., Bench]) -> None:
+    def die(bench: Bench) -> None:
+        if not bench.events("expired"):
+            threading.Event().wait(1.0)  # both leases run out, and client 0 renews its own
+            bench.coordinator.heartbeat(0, bench.sessions[0])
+            bench.settling = lambda _bench: None
+
+    bench = make_bench(die, lease_s=0.9)
+    for client in (0, 1):
+        bench.submit(client)
+    with ThreadPoolExecutor(1) as pool:
+        run = pool.submit(bench.coordinator.run)
+        stop = threading.Event()
+        while len(bench.events("round_opened")) < 2 and not run.done():
+            assert not stop.wait(0.05)
+        bench.coordinator.fail("the test has seen enough")
+        assert "enough" in str(run.exception(PATIENCE_S))
+    assert [event["participants"] for event in bench.events("round_opened")] == [[0, 1], [0]]
+
+
+def test_a_run_that_breaks_during_scoring_says_why(make_bench: Callable[..., Bench]) -> None:
+    bench = make_bench(lambda bench: bench.coordinator.fail("the model could not be sent"))
+    for client in (0, 1):
+        bench.submit(client)
+    with pytest.raises(RunFailedError, match="could not be sent"):
+        bench.coordinator.run()
+
+
+def test_an_update_that_the_server_cannot_keep_ends_the_run(make_bench: Callable[..., Bench]) -> None:
+    bench = make_bench()
+    transfer = bench.offer(0)
+    (part,) = bench.recordings.round_folder(1).glob("*.part")
+    part.unlink()  # the disk is taken away while bytes arrive
+    bench.send(0, transfer)
+    with pytest.raises(RunFailedError, match="client 0's update of round 1"):
+        bench.coordinator.run()
+
+
+# -- a client whose server goes away ---------------------------------------------------------------------------------
+
+
+class Vanishing(federation_pb2_grpc.FederationServicer):
+    """A server of one client: offers a round, and is gone for good while the model is on its way."""
+
+    def __init__(self) -> None:
+        self.over = threading.Event()
+        self.joined = False
+
+    def Join(self, _request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802 - gRPC's name
+        if self.joined:
+            context.abort(grpc.StatusCode.UNAVAILABLE, "gone")
+        self.joined = True
+        return pb.JoinReply(session="s", client=0, lease_s=60.0, incarnation=1)
+
+    def Watch(self, _request: Any, _context: grpc.ServicerContext) -> Iterator[Any]:  # noqa: N802 - gRPC's name
+        yield pb.RoundState(phase=pb.OPEN, round=1, participating=True)
+        self.over.wait(PATIENCE_S)
+        yield pb.RoundState(phase=pb.FINISHED, round=1, reason="all 1 round settled")
+
+    def Fetch(self, _request: Any, _context: grpc.ServicerContext) -> Any:  # noqa: N802 - gRPC's name
+        return pb.FetchReply(transfer="t", manifest=manifest_to_wire(MANIFEST))
+
+    def Leave(self, _request: Any, _context: grpc.ServicerContext) -> Any:  # noqa: N802 - gRPC's name
+        return pb.LeaveReply()
+
+    def pull(self, _request: bytes, context: grpc.ServicerContext) -> Iterator[bytes]:
+        self.over.set()
+        threading.Event().wait(0.5)  # the state is there before the connection breaks
+        context.abort(grpc.StatusCode.UNAVAILABLE, "Socket closed")
+        yield b""
+
+
+@pytest.fixture
+def vanishing() -> Iterator[str]:
+    """The address of a server that vanishes."""
+    servicer = Vanishing()
+    server = grpc.server(ThreadPoolExecutor(8), options=server_options())
+    federation_pb2_grpc.add_FederationServicer_to_server(servicer, server)
+    pull = grpc.unary_stream_rpc_method_handler(servicer.pull)
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("steelyard.v1.Tensors", {"Pull": pull}),))
+    address = bind(server, "127.0.0.1:0", None)
+    server.start()
+    yield address
+    servicer.over.set()
+    server.stop(None).wait(PATIENCE_S)
+
+
+def test_a_connection_that_breaks_under_a_transfer_means_join_again(vanishing: str) -> None:
+    session = Session(dial(vanishing, None), (), GrpcClientPlane, PATIENCE_S)
+    session.join()
+    with pytest.raises(DisconnectedError, match="Socket closed"), session:
+        session.fetch(1)
+
+
+def test_a_late_client_of_a_finished_run_ends_well(vanishing: str, make_federation: MakeFederation) -> None:
+    roles = make_federation(transport={"timeout_s": 3.0}).roles
+    Client(client_folder(roles, 0), vanishing).run()

@@ -1,0 +1,108 @@
+"""Whatever dies mid-run, the run goes on or can be continued, and the scores are those of a run nobody disturbed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+Launcher = subprocess.Popen[str]
+pytestmark = pytest.mark.timeout(400)  # several waits, each bounded, on a loaded machine
+
+ALONE = ("--set", "attack.compare_honest=false")
+
+
+def stuck(shell: Any, *arguments: str) -> tuple[Launcher, dict[str, int], Any, int]:
+    """A run in a round that waits for client 1, which is stopped: launcher, processes, run directory and round."""
+    launcher = shell.start_run(*ALONE, *arguments)
+    pids = shell.wait_until(lambda: len(roles := shell.roles_of(launcher)) == 4 and roles, "all processes")
+    look = shell.look(shell.the_run())
+    shell.wait_until(lambda: look.events("fetched", client=1), "the first model of client 1")
+    os.kill(pids["client-1"], signal.SIGSTOP)
+
+    def waiting() -> int:
+        opened = [event["round"] for event in look.events("round_opened")][-1]
+        arrived = {event["client"] for event in look.events("received", round=opened)}
+        return opened if arrived == {0, 2} else 0
+
+    return launcher, pids, look, shell.wait_until(waiting, "a round that waits for client 1 alone")
+
+
+def end(shell: Any, pid: int) -> None:
+    """Kill a process, stopped or not, and see that it is gone."""
+    os.kill(pid, signal.SIGKILL)
+    shell.wait_until(lambda: not shell.runs(pid), f"the end of process {pid}")
+
+
+def interrupt(launcher: Launcher, _pids: dict[str, int]) -> tuple[int, str]:
+    launcher.send_signal(signal.SIGINT)
+    return 130, "interrupted; every process was ended. To go on: steelyard run --resume"
+
+
+def kill_server(_launcher: Launcher, pids: dict[str, int]) -> tuple[int, str]:
+    os.kill(pids["server"], signal.SIGKILL)
+    return 1, "the server was ended by SIGKILL; resume the run to go on"
+
+
+def kill_launcher(launcher: Launcher, pids: dict[str, int]) -> tuple[int, str]:
+    launcher.kill()
+    os.kill(pids["client-1"], signal.SIGCONT)  # a stopped process takes note of no signal but the one that kills
+    return -signal.SIGKILL, ""
+
+
+@pytest.mark.parametrize("disturb", [interrupt, kill_server, kill_launcher])
+def test_a_disturbed_run_goes_on_to_the_same_scores(
+    disturb: Callable[[Launcher, dict[str, int]], tuple[int, str]], undisturbed: Any, shell: Any
+) -> None:
+    launcher, pids, look, number = stuck(shell)
+    code, words = disturb(launcher, pids)
+    left, _, err = shell.finish(launcher)
+    assert left == code
+    assert words in err
+    assert "Traceback" not in err
+    shell.wait_until(lambda: not [pid for pid in pids.values() if shell.runs(pid)], "the end of every process")
+    assert look.events("round_closed", round=number) == [], "the round was open"
+    status = json.loads((look.run / "manifest.json").read_text(encoding="utf-8"))["status"]
+    assert status == ("RUNNING" if disturb is kill_launcher else "FAILED")
+
+    code, said, err = shell.steelyard("run", "--resume", str(look.run))
+    assert (code, err) == (0, "")
+    assert "an interrupted run is here; it goes on where it stopped" in said
+    assert (look.scores, look.models) == (undisturbed.scores, undisturbed.models)
+    assert len(look.events("server_started")) == 2
+    assert len(look.events("received", round=number)) == 3, "what had arrived was not sent again"
+    assert json.loads((look.run / "manifest.json").read_text(encoding="utf-8"))["status"] == "DONE"
+
+
+def test_a_killed_client_is_missing_and_scores_0(shell: Any) -> None:
+    short = ("--set", "protocol.round_deadline_s=8", "--set", "protocol.lease_s=4", "--set", "rounds=2")
+    launcher, pids, look, number = stuck(shell, *short)
+    end(shell, pids["client-1"])
+    code, said, err = shell.finish(launcher)
+    assert (code, err) == (0, "")
+    assert "client-1 ended early (killed by SIGKILL); the run goes on without it" in said
+    (closed,) = look.events("round_closed", round=number)
+    assert (closed["received"], closed["missing"], closed["void"]) == ([0, 2], [1], False)
+    assert closed["reason"] == "deadline after 8 s: client 1 missing"
+    assert len(look.events("expired", client=1)) == 1
+    values = {float(value) for round_, client, _, value in look.scores if (round_, client) == (str(number), "1")}
+    assert values == {0.0}
+    assert any(float(value) for _, client, _, value in look.scores if client == "2"), "others score as ever"
+
+
+def test_a_killed_client_that_comes_back_takes_part_again(undisturbed: Any, shell: Any) -> None:
+    launcher, pids, look, number = stuck(shell)
+    end(shell, pids["client-1"])
+    (started,) = look.events("server_started")
+    folder = look.run / "roles" / "client-1"
+    again = shell.python("-m", "client", str(folder), "--server", started["address"])
+    assert shell.finish(launcher)[0] == 0
+    assert shell.finish(again)[0] == 0
+    assert len(look.events("joined", client=1)) == 2
+    assert [event["received"] for event in look.events("round_closed")] == [[0, 1, 2]] * 3
+    assert (look.scores, look.models) == (undisturbed.scores, undisturbed.models), f"round {number} waited for it"

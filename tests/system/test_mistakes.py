@@ -1,0 +1,103 @@
+"""A person's mistakes, through the real command: one line that helps, exit code 2, no trace, nothing left running."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytestmark = pytest.mark.timeout(400)  # several waits, each bounded, on a loaded machine
+
+QUICK = ("--set", "attack.compare_honest=false", "--set", "clients.count=2", "--set", "rounds=1")
+
+
+def complaint(result: tuple[int, str, str]) -> str:
+    """The one line of a mistake."""
+    code, _, err = result
+    assert code == 2
+    assert err.startswith("steelyard: ")
+    assert err.count("\n") == 1
+    return err.removeprefix("steelyard: ")
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("rouns=3", "unknown key 'rouns'; did you mean 'rounds'?"),
+        (
+            'attack={name="random_noise", scael=2}',
+            "client: [attack] random_noise: unknown key 'scael'; did you mean 'scale'?",
+        ),
+        ("attack.scale=2", "client: [attack] label_flip: unknown key 'scale'; there is none to set"),
+        ("attack.name=lable_flip", "unknown attack 'lable_flip'; did you mean 'label_flip'?"),
+        ('evaluators=[{name="x", kind="fedsw", utility="loss"}]', "'fedsw'; did you mean 'fedsv'?"),
+        ("data.dataset=digist", "'digist'; did you mean 'digits'?"),
+        ("transport.address=0.0.0.0:0", "address 0.0.0.0:0: beyond loopback only with mutual TLS"),
+        ("transport.certificates=nowhere", "certificates expected, there is no nowhere/ca.pem"),
+        ("transport.tensors=memory", "add --launcher inline"),
+        ("data.samples_per_client=4000", "samples"),
+    ],
+)
+def test_a_wrong_setting(override: str, words: str, shell: Any) -> None:
+    assert words in complaint(shell.finish(shell.start_run(*QUICK, "--set", override)))
+
+
+def test_files_that_are_not_there_or_no_toml(shell: Any) -> None:
+    nowhere = shell.folder / "nowhere.toml"
+    assert f"experiment file expected at {nowhere}" in complaint(shell.steelyard("run", str(nowhere)))
+    nowhere.write_text("name = 'x\nrounds 3", encoding="utf-8")
+    assert f"{nowhere}: a TOML file expected" in complaint(shell.steelyard("run", str(nowhere)))
+
+
+def test_a_busy_port(shell: Any) -> None:
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        held.listen()
+        address = "{}:{}".format(*held.getsockname())
+        said = complaint(shell.finish(shell.start_run(*QUICK, "--set", f"transport.address={address}")))
+    assert said.startswith(f"address {address}: a free port on this host expected, it is busy")
+
+
+def test_a_damaged_data_set(shell: Any) -> None:
+    for half in ("train", "t10k"):
+        for part in ("images-idx3", "labels-idx1"):
+            (shell.folder / f"{half}-{part}-ubyte").write_bytes(b"no IDX file")
+    data = ("--set", "data.dataset=fashion_mnist", "--set", f"data.folder={shell.folder}")
+    assert "train-images-idx3-ubyte" in complaint(shell.finish(shell.start_run(*QUICK, *data)))
+
+
+@pytest.mark.parametrize("content", ["{", '{"status": "DONE"}', "\x00\xff"])
+def test_a_damaged_manifest(content: str, shell: Any) -> None:
+    run = shell.folder / "run"
+    run.mkdir()
+    (run / "manifest.json").write_text(content, encoding="latin-1")
+    for command in (("replay", str(run)), ("run", "--resume", str(run))):
+        said = complaint(shell.steelyard(*command))
+        assert said.startswith(f"{run}/manifest.json: a run's manifest")
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("scores.csv", "round,client\n1,0\n"),
+        ("roles/server/data.safetensors", None),
+        ("recordings/round-0002/closed.json", "{"),
+        ("recordings/round-0002/client-01.safetensors", "short"),
+        ("recordings/round-0002/client-01.safetensors", None),
+    ],
+)
+def test_a_damaged_run_in_replay(name: str, content: str | None, undisturbed: Any, shell: Any) -> None:
+    run = shell.folder / "run"
+    shutil.copytree(undisturbed.run, run, ignore=shutil.ignore_patterns("honest"))
+    (run / name).unlink()
+    if content is not None:
+        (run / name).write_text(content, encoding="utf-8")
+    code, _, err = shell.steelyard("replay", str(run))
+    assert code in (1, 2)
+    assert "Traceback" not in err
+    assert err.startswith("steelyard: ")
+    assert err.count("\n") == 1
+    assert Path(name).name in err, "the line names the file"

@@ -1,0 +1,103 @@
+"""An experiment in, a finished run directory out; the same bits by every way to run it, and once more by replay."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytestmark = pytest.mark.timeout(400)  # several waits, each bounded, on a loaded machine
+
+OTHER_SHELL = {
+    "OMP_NUM_THREADS": "7",
+    "MKL_NUM_THREADS": "5",
+    "OPENBLAS_CORETYPE": "Prescott",
+    "PYTHONHASHSEED": "11",
+}
+
+
+def test_a_run_leaves_all_its_files(undisturbed: Any, shell: Any) -> None:
+    run = undisturbed.run
+    files = ("scores.csv", "metrics.csv", "events.jsonl", "summary.json", "report.html", "manifest.json")
+    assert [name for name in files if not (run / name).stat().st_size] == []
+    assert json.loads((run / "manifest.json").read_text(encoding="utf-8"))["status"] == "DONE"
+    look = shell.look(run)
+    assert len(look.models) == 3
+    assert len(look.scores) == 3 * 3 * 2, "rounds, clients, evaluators"
+    assert [len(event["received"]) for event in look.events("round_closed")] == [3, 3, 3]
+    assert "report" in undisturbed.output
+
+
+def test_every_role_was_a_process_of_its_own(undisturbed: Any) -> None:
+    assert set(undisturbed.processes) == {"server", "client-0", "client-1", "client-2"}
+    assert len(set(undisturbed.processes.values())) == 4
+
+
+def test_what_is_done_is_not_run_again_unless_forced(undisturbed: Any, shell: Any) -> None:
+    out = shell.folder / "runs"
+    shutil.copytree(undisturbed.run.parent, out, symlinks=True)
+    before = (shell.the_run() / "events.jsonl").read_bytes()
+    code, said, err = shell.finish(shell.start_run())
+    assert (code, err) == (0, "")
+    assert "is DONE already; --force runs it again" in said
+    assert (shell.the_run() / "events.jsonl").read_bytes() == before
+    shell.run("--force", "--launcher", "inline", "--order", "2,0,1")
+    look = shell.look(shell.the_run())
+    assert (shell.the_run() / "events.jsonl").read_bytes() != before
+    assert [event["incarnation"] for event in look.events("server_started")] == [1], "nothing old was left"
+    assert (look.scores, look.models) == (undisturbed.scores, undisturbed.models), "nor does the order change a bit"
+    received = [event["client"] for event in look.events("received")]
+    assert received == [2, 0, 1] * 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "env"),
+    [
+        pytest.param(("--launcher", "inline", "--set", "transport.tensors=memory"), {}, id="tensors in memory"),
+        pytest.param((), OTHER_SHELL, id="another shell"),
+    ],
+)
+def test_the_bits_are_the_same(arguments: tuple[str, ...], env: dict[str, str], undisturbed: Any, shell: Any) -> None:
+    run = shell.run(*arguments, env=env)
+    for ours, theirs in ((run, undisturbed.run), (run / "honest", undisturbed.run / "honest")):
+        assert shell.look(ours).scores == shell.look(theirs).scores
+        assert shell.look(ours).models == shell.look(theirs).models
+    assert shell.look(run).scores != shell.look(run / "honest").scores, "the attack does something"
+
+
+def copy_of(run: Path, folder: Path) -> Path:
+    return Path(shutil.copytree(run, folder / run.name, ignore=shutil.ignore_patterns("honest"), symlinks=True))
+
+
+def test_replay_finds_every_score_again(undisturbed: Any, shell: Any) -> None:
+    code, said, err = shell.steelyard("replay", str(undisturbed.run), env=OTHER_SHELL)
+    assert (code, err) == (0, "")
+    assert said.count("18 of 18 scores and 3 of 3 models are bit-equal to the live run") == 2, "and its twin's"
+
+
+def test_replay_sees_one_digit_of_one_score(undisturbed: Any, shell: Any) -> None:
+    run = copy_of(undisturbed.run, shell.folder)
+    scores = run / "scores.csv"
+    lines = scores.read_text(encoding="utf-8").splitlines()
+    cells = lines[-1].split(",")
+    last = cells[3][-1]
+    cells[3] = cells[3][:-1] + ("1" if last != "1" else "2")
+    scores.write_text("\n".join([*lines[:-1], ",".join(cells), ""]), encoding="utf-8")
+    code, said, _ = shell.steelyard("replay", str(run))
+    assert code == 1
+    assert "17 of 18 scores and 3 of 3 models" in said
+
+
+def test_replay_sees_one_bit_of_one_update(undisturbed: Any, shell: Any) -> None:
+    run = copy_of(undisturbed.run, shell.folder)
+    update = run / "recordings" / "round-0002" / "client-01.safetensors"
+    data = bytearray(update.read_bytes())
+    data[-1] ^= 0x40
+    update.write_bytes(data)
+    code, said, err = shell.steelyard("replay", str(run))
+    assert code == 1
+    assert "Traceback" not in err
+    assert "3 of 3 models" not in said

@@ -1,0 +1,163 @@
+"""The `steelyard` command as a person meets it: help, mistakes in one line, exit codes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from scripts.main import COMMANDS, main
+from steelyard.errors import BadBundleError, RunFailedError, SteelyardError, UserError, WaitTimeoutError
+from steelyard.process import LAUNCHER, run_main
+
+ROOT = Path(__file__).parents[2]
+
+
+def raising(error: BaseException) -> Callable[[], int]:
+    def command() -> int:
+        raise error
+
+    return command
+
+
+def leaves_with(code: int, *arguments: str) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert caught.value.code == code
+
+
+def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    leaves_with(0, "--help")
+    out = capsys.readouterr().out
+    for command, text in COMMANDS.items():
+        assert command in out
+        assert text.split()[0] in out
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help_of_its_own(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    leaves_with(0, command, "--help")
+    out = capsys.readouterr().out
+    assert out.startswith(f"usage: steelyard {command} ")
+    assert COMMANDS[command][:40] in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], "the following arguments are required: COMMAND"),
+        (["rnu"], "invalid choice: 'rnu' (choose from 'run', 'prepare', 'replay', 'doctor', 'certs')"),
+        (["rnu", "run"], "invalid choice: 'rnu'"),
+        (["run", "x.toml", "--oder", "1"], "unrecognized arguments: --oder 1"),
+        (["run", "x.toml", "--launcher", "ship"], "invalid choice: 'ship' (choose from 'local', 'inline')"),
+        (["prepare", "x.toml"], "the following arguments are required: --out"),
+        (["certs", "folder", "--clients", "many"], "invalid int value: 'many'"),
+    ],
+)
+def test_a_command_line_that_makes_no_sense(
+    arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    leaves_with(2, *arguments)
+    assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        ("run", "an experiment file expected, e.g. experiments/quickstart.toml, or --resume RUN"),
+        ("run none.toml", "experiment file expected at none.toml, there is none"),
+        ("run x.toml --set seed", "--set: key=value expected, got 'seed'"),
+        ("run x.toml --set rouns=3", "x.toml: unknown key 'rouns'; did you mean 'rounds'?"),
+        ("run x.toml --launcher inline --order 0,0", "--order: every client below 2 once expected, got '0,0'"),
+        ("run x.toml --order 0,one", "--order: every client below 2 once expected, got '0,one'"),
+        ("run --resume none", "an interrupted run directory expected, none has no manifest.json"),
+        ("run x.toml --resume none", "--resume goes on with a run as its manifest says"),
+        ("run x.toml --set transport.tensors=memory", "transport.tensors = 'memory' lives in one process"),
+        ("prepare none.toml --out roles", "experiment file expected at none.toml, there is none"),
+        ("replay none", "a run directory expected, none has no manifest.json"),
+        ("doctor none.toml", "experiment file expected at none.toml, there is none"),
+        ("certs certs --clients 0", "certificates: at least 1 client expected, got 0"),
+    ],
+)
+def test_a_users_mistake_is_one_line_and_exit_code_2(
+    arguments: str, line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "x.toml").write_text("name = 'x'\n[clients]\ncount = 2\n")
+    assert main(arguments.split()) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith(f"steelyard: {line}")
+    assert err.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["x.toml"], "nothing was begun"
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (UserError("no such thing"), 2, "steelyard: no such thing\n"),
+        (RunFailedError("below the quorum"), 1, "steelyard: below the quorum\n"),
+        (WaitTimeoutError("30 s for the server"), 1, "steelyard: 30 s for the server\n"),
+        (BadBundleError("BAD_DIGEST", "x"), 1, "steelyard: BAD_DIGEST: x\n"),
+        (SteelyardError("two\nlines"), 1, "steelyard: two lines\n"),
+        (KeyboardInterrupt(), 130, ""),
+    ],
+)
+def test_exit_codes(error: BaseException, code: int, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_main(raising(error)) == code
+    assert capsys.readouterr().err == said
+
+
+def test_a_commands_own_code_is_kept() -> None:
+    assert [run_main(lambda: 0), run_main(lambda: 1)] == [0, 1]
+
+
+def test_a_mistake_of_ours_keeps_its_trace_and_ends_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_main(raising(ZeroDivisionError("by zero"))) == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].startswith("Traceback")
+    assert lines[-1] == "steelyard: internal error, please report it: ZeroDivisionError: by zero"
+
+
+def in_a_process(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def test_a_reader_that_closed_our_output_gets_no_traceback() -> None:
+    code = """
+import os, sys
+from steelyard.process import run_main
+reading, writing = os.pipe()
+os.close(reading)
+os.dup2(writing, sys.stdout.fileno())
+def command():
+    print("x", flush=True)
+    return 0
+sys.exit(run_main(command))
+"""
+    done = in_a_process(code)
+    assert (done.returncode, done.stderr) == (1, "")
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the kernel's parent-death signal is Linux's")
+def test_a_process_whose_launcher_is_gone_does_not_begin() -> None:
+    code = """
+import sys
+from steelyard.process import exit_with_launcher, run_main
+sys.exit(run_main(lambda: exit_with_launcher() or 0))
+"""
+    gone = in_a_process(code, **{LAUNCHER: "0"})
+    assert (gone.returncode, gone.stderr) == (1, "steelyard: the launcher that started this process has ended\n")
+    assert in_a_process(code, **{LAUNCHER: str(os.getpid())}).returncode == 0

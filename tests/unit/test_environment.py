@@ -1,0 +1,91 @@
+"""The environment of a run's processes, whatever the shell holds."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from deploy.environment import INHERITED, OTHERS, THREADS, process_environment
+from steelyard.process import LAUNCHER
+
+HOSTILE = {
+    "OMP_NUM_THREADS": "7",
+    "OMP_SCHEDULE": "dynamic",
+    "GOMP_CPU_AFFINITY": "0",
+    "KMP_AFFINITY": "compact",
+    "MKL_NUM_THREADS": "7",
+    "MKL_DYNAMIC": "TRUE",
+    "MKL_CBWR": "COMPATIBLE",
+    "MKL_ENABLE_INSTRUCTIONS": "SSE4_2",
+    "OPENBLAS_CORETYPE": "Prescott",
+    "OPENBLAS_NUM_THREADS": "7",
+    "ONEDNN_MAX_CPU_ISA": "SSE41",
+    "DNNL_MAX_CPU_ISA": "SSE41",
+    "ATEN_CPU_CAPABILITY": "default",
+    "TORCH_LOGS": "all",
+    "PYTHONHASHSEED": "5",
+    "PYTHONPATH": "/elsewhere",
+    "PYTHONSTARTUP": "/elsewhere.py",
+    "LD_PRELOAD": "",
+    "http_proxy": "http://127.0.0.1:1",
+    "https_proxy": "http://127.0.0.1:1",
+    "GRPC_VERBOSITY": "DEBUG",
+    "GRPC_TRACE": "all",
+}
+
+
+@pytest.fixture
+def hostile_shell(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in HOSTILE.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("LANG", "C.UTF-8")
+
+
+@pytest.mark.usefixtures("hostile_shell")
+def test_nothing_of_a_shell_is_inherited_but_what_the_list_names() -> None:
+    environment = process_environment()
+    assert set(environment) <= {*INHERITED, *THREADS, *OTHERS, LAUNCHER}
+    assert {name: environment[name] for name in set(environment) - set(INHERITED)} == {
+        **THREADS,
+        **OTHERS,
+        LAUNCHER: str(os.getpid()),
+    }
+    assert environment["LANG"] == "C.UTF-8"
+    for name, value in HOSTILE.items():
+        assert environment.get(name) != value
+
+
+def test_no_inherited_variable_is_one_that_could_change_a_bit() -> None:
+    for name in INHERITED:
+        assert not name.startswith(
+            ("OMP", "MKL", "OPENBLAS", "ONEDNN", "DNNL", "KMP", "GOMP", "ATEN", "TORCH", "PYTHON")
+        )
+    assert not set(INHERITED) & {*THREADS, *OTHERS}
+
+
+def test_every_library_is_told_to_use_one_thread() -> None:
+    for library in ("OMP", "MKL", "OPENBLAS", "NUMEXPR"):
+        assert process_environment()[f"{library}_NUM_THREADS"] == "1"
+
+
+@pytest.mark.usefixtures("hostile_shell")
+def test_a_process_that_is_started_with_it_computes_with_one_thread() -> None:
+    """Torch reads the variables when it is loaded, so a real process is what counts."""
+    code = "import os, torch; print(torch.get_num_threads(), os.environ.get('OPENBLAS_CORETYPE'))"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=process_environment(),
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert done.stdout.split() == ["1", "None"]
+
+
+def test_what_a_shell_lacks_is_not_made_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("LANG", raising=False)
+    assert "LANG" not in process_environment()
