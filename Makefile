@@ -1,0 +1,44 @@
+# Every target sets up what it needs: a virtual environment in .venv with pinned packages.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN := .venv/bin
+BASE ?= HEAD
+
+.DEFAULT_GOAL := help
+.PHONY: help setup run test test-slow check format protos golden clean
+
+help:  ## show the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+setup: .venv/ready  ## make .venv with the pinned packages
+
+.venv/ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+run: setup  ## the quickstart: ten client processes, one cheats
+	$(BIN)/steelyard run experiments/quickstart.toml
+
+test: setup  ## the test suite, without the slow ones
+	$(BIN)/python -m pytest -m 'not slow'
+
+test-slow: setup  ## the slow tests: whole experiments, several seeds
+	$(BIN)/python -m pytest -m slow
+
+check: setup  ## style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: setup  ## bring the code into shape
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+protos: setup  ## regenerate the code from protos/federation.proto
+	$(BIN)/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. --grpc_python_out=. protos/federation.proto
+
+golden: setup  ## compare this tree's numbers with BASE's (a git revision), bit for bit
+	$(BIN)/python -m scripts.golden --base $(BASE)
+
+clean:  ## remove .venv and caches; runs stay
+	rm -rf .venv .mypy_cache .ruff_cache .hypothesis *.egg-info
