@@ -5,7 +5,7 @@
     +-- RunFailedError             the run itself could not go on: the reason stands in the manifest
     +-- RemoteFault                the peer broke the protocol: refused and logged, never our bug
     |   +-- RefusedError           the peer (or we) refused a request; carries the refusal's name
-    |   +-- BadBundleError         bytes that arrived do not match their manifest
+    |       +-- BadBundleError     bytes that arrived do not match their manifest
     +-- WaitTimeoutError           a bounded wait ran out; says what it waited for and how long
     +-- IllegalEventError          the round machine was handed an event that its state does not allow
 

@@ -62,9 +62,8 @@ def settle_down() -> None:
     """Set what must not differ from process to process: one intra-op thread, and freed memory kept for reuse.
 
     The bits depend on the thread count, and processes are the unit of parallelism. As for memory: glibc gives large
-    blocks back after every batch and every streamed chunk, and the next one faults each page in again; scoring a
-    28x28 CNN took up to three times as long that way, and the gRPC plane moved half as many bytes a second. Other C
-    libraries have no such call and stay as they are.
+    blocks back after every batch and every streamed chunk, and the next one faults each page in again, which slows
+    scoring and the gRPC plane down. Other C libraries have no such call and stay as they are.
     """
     import torch
 

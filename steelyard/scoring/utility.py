@@ -55,7 +55,7 @@ class Utility:
         if len(images) != len(labels) or len(labels) == 0 or inner_batch < 1:
             raise ValueError(f"images with a label each expected, got {len(images)} and {len(labels)}")
         self._model = model
-        # channels_last is 1.6 to 2.7 times as fast here as the default layout: pooling and convolutions vectorize.
+        # channels_last is faster than the default layout on CPUs: pooling and convolutions vectorize.
         self._images = torch.split(images.clone(memory_format=torch.channels_last), inner_batch)
         self._labels = torch.split(labels.clone(), inner_batch)
 
