@@ -18,6 +18,11 @@ from steelyard.report.table import print_summary
 WIDTH = 110  # of tables that go to a file or a pipe
 
 
+def command_name() -> str:
+    """The command as this process was called, so that what we tell a person to type works where it stands."""
+    return sys.argv[0] if Path(sys.argv[0]).name == "steelyard" else "steelyard"
+
+
 class Progress:
     """Follows run directories; a `deploy.launch.View`."""
 
@@ -60,7 +65,7 @@ class Progress:
         print_summary(summary, self._console)
         self.say(f"\nfiles   {run}/  scores.csv, metrics.csv, events.jsonl, summary.json, recordings/")
         self.say(f"report  {run / 'report.html'}")
-        self.say(f"next    steelyard replay {run}        recompute every score from the recordings")
+        self.say(f"next    {command_name()} replay {run}        recompute every score from the recordings")
 
     def _show(self, event: dict[str, Any], events: list[dict[str, Any]]) -> None:
         name = event["event"]

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from deploy.launch import Options, read_manifest, run_experiment, status
-from scripts.progress import Progress
+from scripts.progress import Progress, command_name
 from steelyard.config import Experiment, load_experiment
 from steelyard.errors import UserError
 from steelyard.parsing import parse
@@ -37,7 +37,7 @@ def act(arguments: argparse.Namespace) -> int:
     try:
         run = run_experiment(experiment, options, progress)
     except KeyboardInterrupt:
-        again = f"steelyard run --resume {progress.run}" if progress.run else "the same command"
+        again = f"{command_name()} run --resume {progress.run}" if progress.run else "the same command"
         sys.stderr.write(f"\nsteelyard: interrupted; every process was ended. To go on: {again}\n")
         return 130
     progress.finish(run)

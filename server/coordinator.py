@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 import numpy as np
 
@@ -327,22 +327,9 @@ class Coordinator:
         for upload in list(self._uploads.values()):
             if not upload.claimed:
                 self._cancel(upload)
-        self._closing = ClosedRound(
-            round=action.round,
-            received=action.received,
-            missing=action.missing,
-            void=action.void,
-            reason=action.reason,
-        )
+        self._closing = ClosedRound(**asdict(action))
         self._recordings.close(self._closing)
-        self._ledger.event(
-            "round_closed",
-            round=action.round,
-            received=action.received,
-            missing=action.missing,
-            void=action.void,
-            reason=action.reason,
-        )
+        self._ledger.event("round_closed", **asdict(action))
 
     # -- uploads -------------------------------------------------------------------------------------------------
 
