@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import threading
@@ -14,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from deploy.environment import process_environment
+from deploy.environment import THREADS, process_environment
 from deploy.prepare import client_folder, prepare, server_folder
 from protos import federation_pb2_grpc
 from steelyard.bundle import Manifest, digest, raw
@@ -26,6 +27,7 @@ from steelyard.transport.endpoint import dial
 from steelyard.transport.grpc_plane import GrpcClientPlane
 from steelyard.wire import PROTOCOL_VERSION, manifest_from_wire, manifest_to_wire, pb, refusal_name
 
+os.environ.update(THREADS)  # before torch: on busy cores, its threads would spend the tests waiting for each other
 PATIENCE_S = 30.0  # bounds every wait of a test; never what a test measures
 
 SMALL: dict[str, Any] = {

@@ -1,6 +1,7 @@
 """Which labels to synthesize: those that the federation under-covers, as far as one client can tell.
 
-Two things tell it: the global model's loss per label on decoder samples, and its own histogram.
+Two things tell it: the global model's loss per label on decoder samples, and its own histogram. And of what to make a
+label that the decoder was never trained on.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from steelyard.generators import Decoder
 from steelyard.models import FlatModel
 
 PROBES = 16  # decoder samples per label that the loss is measured on
+CANDIDATES = 64  # decoder samples per label among which carriers are sought, at least
 
 
 def label_losses(model: FlatModel, decoder: Decoder, generator: torch.Generator) -> torch.Tensor:
@@ -44,3 +46,22 @@ def choose_labels(own_C: torch.Tensor, target_C: torch.Tensor, samples: int) -> 
         filled_C[label] += 1
         chosen.append(label)
     return torch.tensor(sorted(chosen), dtype=torch.int64)
+
+
+def carry(
+    model: FlatModel, decoder: Decoder, label: int, samples: int, generator: torch.Generator
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Samples of labels that the decoder has, to stand for one that it lacks.
+
+    Of many decoder samples those are taken that the loaded model gives the label the highest probability.
+
+    Returns:
+        Latents [samples, L] and carriers, the labels that the decoder makes of them, [samples].
+    """
+    carriers = torch.tensor(decoder.labels).repeat_interleave(max(CANDIDATES, samples))
+    latents = torch.randn(len(carriers), decoder.latent, generator=generator)
+    model.module.eval()
+    with torch.no_grad():
+        scores = functional.log_softmax(model(decoder(latents, carriers)), dim=1)[:, label]
+    best = scores.topk(samples).indices
+    return latents[best], carriers[best]

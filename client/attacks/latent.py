@@ -13,10 +13,12 @@ import torch
 
 from client.attacks.base import Note, Resources, Result
 from client.attacks.memory import Memory
-from client.attacks.objective import Objective, Weights, minimize
+from client.attacks.objective import Objective, UpdateObjective, Weights, minimize
 from client.attacks.reference import Reference, from_data, from_step, gradient, honest_norm
-from client.attacks.synthesis import SynthesisParams, Synthesizer
-from steelyard.parsing import Positive, PositiveFloat
+from client.attacks.synthesis import Draft, SynthesisParams, Synthesizer
+from client.attacks.unroll import LocalTraining
+from steelyard.errors import UserError
+from steelyard.parsing import NonNegative, Positive, PositiveFloat
 
 PER_LABEL = 16  # decoder samples per label that the reference "decoder" is made of
 
@@ -27,17 +29,30 @@ class LatentParams(SynthesisParams):
 
     `reference` says where the rewarded direction comes from: minus the last global step (`own` in the first round),
     the client's own withheld samples, label-balanced decoder samples, or the public set. `granularity` takes direction
-    and magnitude of the whole batch or of each label's samples; `align` takes the direction of the synthetic batch or
-    of the total that the client trains on. `steps` of Adam at `rate`; `weights` of the terms: with direction, magnitude
-    and task at 0 the prior alone draws the latents to the middle, a control that tells how much the rest adds.
+    and magnitude of the whole batch or of each label's samples; `align` takes the direction of the synthetic batch's
+    gradient, of the gradient of all that the client trains on, or of the update that it will send, its own local
+    training simulated and differentiated through (the last `unroll` steps of it; 0: all). `steps` of Adam at `rate`;
+    `weights` of the terms: with all but the prior at 0 the latents are drawn to the middle, a control that tells how
+    much the rest adds. The utility term simulates an evaluator on the reference's data; it needs the update, and data.
     """
 
     reference: Literal["previous_step", "own", "decoder", "public"] = "previous_step"
     granularity: Literal["batch", "class"] = "batch"
-    align: Literal["batch", "total"] = "total"
+    align: Literal["batch", "total", "update"] = "total"
+    unroll: NonNegative = 0
     steps: Positive = 30
     rate: PositiveFloat = 0.1
     weights: Weights = field(default_factory=Weights)
+
+    def __post_init__(self) -> None:
+        """Raises `UserError` where two settings do not go together."""
+        if self.align == "update" and self.granularity == "class":
+            raise UserError('[attack] latent align = "update" looks at one update; set granularity = "batch"')
+        if self.weights.utility and (self.align != "update" or self.reference == "previous_step"):
+            raise UserError(
+                '[attack] latent weights utility simulates an evaluator of the update on data: align = "update" and a '
+                f'reference "own", "decoder" or "public" expected, got {self.align!r} and {self.reference!r}'
+            )
 
 
 class Latent:
@@ -58,7 +73,7 @@ class Latent:
         before = self.memory.before(round_)
         draft = self.synthesizer.draft(round_, global_D)
         reference, source = self._reference(round_, global_D, before)
-        objective = self._objective(draft.labels, reference)
+        objective = self._objective(round_, global_D, draft, reference)
         latents_BL = minimize(objective, draft.latents_BL, self.params.weights, self.params.steps, self.params.rate)
         notes: dict[str, Note] = {"reference": source}
         for when, latents in (("start", draft.latents_BL), ("end", latents_BL)):
@@ -69,18 +84,31 @@ class Latent:
         self.memory.keep(round_, {"global": global_D})
         return result
 
-    def _objective(self, labels: torch.Tensor, reference: Reference) -> Objective:
-        own = self.resources
+    def _objective(
+        self, round_: int, global_D: torch.Tensor, draft: Draft, reference: Reference
+    ) -> Objective | UpdateObjective:
+        own, decoder = self.resources, self.synthesizer.decoder
+        if self.params.align == "update":
+            honest_D = own.train(round_, global_D, own.images, own.labels)
+            return UpdateObjective(
+                training=LocalTraining(resources=own, round=round_, global_D=global_D, last=self.params.unroll),
+                decoder=decoder,
+                carriers=draft.carriers,
+                labels=draft.labels,
+                reference=reference,
+                norm=max(float(honest_D[: own.model.layout.trainable].norm()), 1e-12),
+            )
         total = self.params.align == "total"
         return Objective(
             model=own.model,
-            decoder=self.synthesizer.decoder,
-            labels=labels,
+            decoder=decoder,
+            carriers=draft.carriers,
+            labels=draft.labels,
             reference=reference,
             norm=max(honest_norm(own.model, own.images, own.labels, own.training.batch_size), 1e-12),
             by_label=self.params.granularity == "class",
             own_P=gradient(own.model, own.images, own.labels) if total else None,
-            own_share=len(own.labels) / (len(own.labels) + len(labels)),
+            own_share=len(own.labels) / (len(own.labels) + len(draft.labels)),
         )
 
     def _reference(self, round_: int, global_D: torch.Tensor, before: dict[str, torch.Tensor]) -> tuple[Reference, str]:

@@ -2,7 +2,9 @@
 
 Three terms after Gao et al. 2026 (arXiv 2605.15520), whose formulas are not public: direction alignment, magnitude
 consistency and task cross-entropy in a form of our own, and a prior on the latents, also our own. The direction and
-the magnitude are those of gradients, so the loss is differentiated through a gradient (double back-propagation).
+the magnitude are those of gradients (`Objective`) or of the update that local training makes of them
+(`UpdateObjective`), so the loss is differentiated through gradients (double back-propagation). A fifth term, also our
+own, is the utility that an evaluator would see, simulated on the reference's data.
 
 Legend: B synthetic samples, L latent values, P trainable parameters.
 """
@@ -16,6 +18,7 @@ import torch
 from torch.nn import functional
 
 from client.attacks.reference import Reference, gradient
+from client.attacks.unroll import LocalTraining, call
 from steelyard.generators import Decoder
 from steelyard.models import FlatModel
 from steelyard.parsing import NonNegativeFloat
@@ -29,16 +32,18 @@ class Weights:
     magnitude: NonNegativeFloat = 0.1
     task: NonNegativeFloat = 0.0
     prior: NonNegativeFloat = 0.1
+    utility: NonNegativeFloat = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Terms:
-    """The terms' values, before they are weighed."""
+    """The terms' values, before they are weighed; `utility` is 0 where nothing simulates it."""
 
     direction: torch.Tensor
     magnitude: torch.Tensor
     task: torch.Tensor
     prior: torch.Tensor
+    utility: torch.Tensor
 
     def total(self, weights: Weights) -> torch.Tensor:
         """The joint loss."""
@@ -47,13 +52,15 @@ class Terms:
             + weights.magnitude * self.magnitude
             + weights.task * self.task
             + weights.prior * self.prior
+            + weights.utility * self.utility
         )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Objective:
-    """The terms as a function of the latents [B, L], at the state that the model has loaded.
+    """The terms of gradients as a function of the latents [B, L], at the state that the model has loaded.
 
+    The decoder makes the images for `carriers` [B]; they are trained on as `labels` [B].
     `by_label` takes direction and magnitude of each label's samples apart and averages them; otherwise they are the
     whole batch's. `own_share`, the part of the client's training set that is its own, and `own_P`, its own mean
     gradient [P], make the direction that of all the client trains on (None: of the synthetic samples alone); with
@@ -62,6 +69,7 @@ class Objective:
 
     model: FlatModel
     decoder: Decoder
+    carriers: torch.Tensor
     labels: torch.Tensor
     reference: Reference
     norm: float
@@ -71,7 +79,7 @@ class Objective:
 
     def __call__(self, latents_BL: torch.Tensor) -> Terms:
         """The terms, differentiable in the latents."""
-        images = self.decoder(latents_BL, self.labels)
+        images = self.decoder(latents_BL, self.carriers)
         logits_loss = functional.cross_entropy(self.model(images), self.labels)
         parts = self._gradients(images)
         directions = torch.stack([1 - _cosine(part_P, towards_P) for part_P, towards_P, _ in parts])
@@ -87,6 +95,7 @@ class Objective:
             magnitude=(ratios - 1).square().mean(),
             task=logits_loss,
             prior=latents_BL.square().mean(),
+            utility=torch.zeros(()),
         )
 
     def _gradients(self, images: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor, float]]:
@@ -99,6 +108,42 @@ class Objective:
             part_P = gradient(self.model, images[mine], self.labels[mine], graph=True)
             groups.append((part_P, self.reference.of(label), float(mine.float().mean())))
         return groups
+
+
+@dataclass(frozen=True, kw_only=True)
+class UpdateObjective:
+    """The terms of the update that the client will send, as a function of the latents [B, L].
+
+    Local training is simulated step by step on the shard and the synthetic samples. Direction: the update against the
+    reference's; magnitude: its length against `norm`, that of the update which honest training would make; utility: the
+    mean cross-entropy of the model that the update leads to, on the reference's data.
+    """
+
+    training: LocalTraining
+    decoder: Decoder
+    carriers: torch.Tensor
+    labels: torch.Tensor
+    reference: Reference
+    norm: float
+
+    def __call__(self, latents_BL: torch.Tensor) -> Terms:
+        """The terms, differentiable in the latents."""
+        model, global_D = self.training.resources.model, self.training.global_D
+        start_P = global_D[: model.layout.trainable]
+        images = self.decoder(latents_BL, self.carriers)
+        update_P = self.training(images, self.labels)
+        model.module.eval()
+        utility = torch.zeros(())
+        if self.reference.data is not None:
+            x, y = self.reference.data
+            utility = functional.cross_entropy(call(model, start_P + update_P, x), y)
+        return Terms(
+            direction=1 - _cosine(update_P, -self.reference.direction_P),
+            magnitude=(update_P.norm() / self.norm - 1).square(),
+            task=functional.cross_entropy(call(model, start_P, images), self.labels),
+            prior=latents_BL.square().mean(),
+            utility=utility,
+        )
 
 
 def minimize(

@@ -11,15 +11,20 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional
 
+from client.attacks.base import LabelledImages
 from steelyard.models import FlatModel
 
 
 @dataclass(frozen=True, kw_only=True)
 class Reference:
-    """A direction [P] that the evaluator is thought to reward; per label too where the source knows labels."""
+    """A gradient [P] whose opposite the evaluator is thought to reward; per label too where the source knows labels.
+
+    `data` are the labelled images behind it, where there are any: an evaluator can be simulated on them.
+    """
 
     direction_P: torch.Tensor
     by_label: dict[int, torch.Tensor]
+    data: LabelledImages | None = None
 
     def of(self, label: int) -> torch.Tensor:
         """The direction [P] for one label; the common one where the source has none of its own."""
@@ -37,7 +42,8 @@ def from_data(model: FlatModel, images: torch.Tensor, labels: torch.Tensor) -> R
     """The gradients of labelled images: of each label, and their mean, every label counting the same."""
     present = sorted(set(labels.tolist()))
     by_label = {label: gradient(model, images[labels == label], labels[labels == label]) for label in present}
-    return Reference(direction_P=torch.stack(list(by_label.values())).mean(0), by_label=by_label)
+    mean_P = torch.stack(list(by_label.values())).mean(0)
+    return Reference(direction_P=mean_P, by_label=by_label, data=(images, labels))
 
 
 def from_step(step_P: torch.Tensor) -> Reference:

@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 
 from client.attacks.base import Note, Resources, Result
-from client.attacks.coverage import choose_labels, label_losses
+from client.attacks.coverage import carry, choose_labels, label_losses
 from steelyard.errors import UserError
 from steelyard.generators import Decoder, DecoderParams, cached_decoder
 from steelyard.parsing import NonNegativeFloat, Positive
@@ -25,20 +25,28 @@ class SynthesisParams:
     """What is synthesized each round.
 
     `samples` is B; `decoder_source` says which data the decoder is trained on; `tilt` is how far the target histogram
-    leans towards labels of high loss: target share = loss ** tilt (0: all labels the same).
+    leans towards labels of high loss: target share = loss ** tilt (0: all labels the same). `labels` are those that the
+    decoder `known`s or `all`: for a label that it was never trained on (its loss is taken as the mean of the others) a
+    sample of another label, its carrier, is relabelled, the one that the global model comes nearest to taking for it.
     """
 
     samples: Positive = 32
     decoder_source: Source = "own"
     tilt: NonNegativeFloat = 1.0
+    labels: Literal["known", "all"] = "known"
     decoder: DecoderParams = field(default_factory=DecoderParams)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Draft:
-    """One round's synthetic batch before any optimization: latents [B, L] and labels [B]."""
+    """One round's synthetic batch before any optimization.
+
+    Latents [B, L], the labels [B] that the decoder makes images of, and those [B] that they are trained on as. The two
+    differ only where the decoder lacks a label.
+    """
 
     latents_BL: torch.Tensor
+    carriers: torch.Tensor
     labels: torch.Tensor
 
 
@@ -58,24 +66,37 @@ class Synthesizer:
         self.decoder: Decoder = cached_decoder(resources.folder, images, labels, resources.shape, params.decoder, seed)
 
     def draft(self, round_: int, global_D: torch.Tensor) -> Draft:
-        """Labels that the client thinks under-covered, and latents from the prior; loads the model."""
+        """Labels that the client thinks under-covered, and first latents; loads the model.
+
+        In the first round the global model takes nothing for anything yet, so there are no carriers.
+        """
         own = self.resources
         own.model.load(global_D)
         losses_C = label_losses(own.model, self.decoder, own.generator("probe", round_))
-        known_C = torch.zeros(own.model.classes)
-        known_C[list(self.decoder.labels)] = 1
-        target_C = known_C * losses_C.clamp(min=1e-3) ** self.params.tilt
+        known = list(self.decoder.labels)
+        target_C = torch.zeros(own.model.classes)
+        if self.params.labels == "all" and round_ > 1:
+            target_C += losses_C[known].mean().clamp(min=1e-3) ** self.params.tilt
+        target_C[known] = losses_C[known].clamp(min=1e-3) ** self.params.tilt
         own_C = torch.bincount(own.labels, minlength=own.model.classes)
         labels = choose_labels(own_C, target_C, self.params.samples)
         generator = own.generator("latents", round_)
-        return Draft(latents_BL=torch.randn(len(labels), self.decoder.latent, generator=generator), labels=labels)
+        latents_BL = torch.randn(len(labels), self.decoder.latent, generator=generator)
+        carriers = labels.clone()
+        for label in sorted(set(labels.tolist()) - set(known)):
+            chosen = labels == label
+            latents_BL[chosen], carriers[chosen] = carry(own.model, self.decoder, label, int(chosen.sum()), generator)
+        return Draft(latents_BL=latents_BL, carriers=carriers, labels=labels)
 
     def train(self, round_: int, global_D: torch.Tensor, draft: Draft, notes: dict[str, Note]) -> Result:
         """The update of local training on the shard and the drafted samples."""
         own = self.resources
         with torch.no_grad():
-            images = torch.cat([own.images, self.decoder(draft.latents_BL, draft.labels)])
+            images = torch.cat([own.images, self.decoder(draft.latents_BL, draft.carriers)])
         labels = torch.cat([own.labels, draft.labels])
+        carried = int((draft.carriers != draft.labels).sum())
         counts = torch.bincount(draft.labels).tolist()
         made = ",".join(f"{label}:{count}" for label, count in enumerate(counts) if count)
-        return Result(update_D=own.train(round_, global_D, images, labels), notes=notes | {"labels": made})
+        return Result(
+            update_D=own.train(round_, global_D, images, labels), notes=notes | {"labels": made, "carried": carried}
+        )

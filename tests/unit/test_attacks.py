@@ -24,6 +24,7 @@ TABLES: list[dict[str, Any]] = [
     {"name": "latent", **QUICK, "steps": 2, "decoder_source": "public", "reference": "public", "granularity": "class"},
     {"name": "latent", **QUICK, "steps": 2, "reference": "own", "align": "batch"},
     {"name": "latent", **QUICK, "steps": 2, "reference": "decoder"},
+    {"name": "latent", **QUICK, "steps": 2, "align": "update", "labels": "all", "tilt": 0.0},
     {"name": "decoder_samples", **QUICK},
     {"name": "label_flip"},
     {"name": "random_noise"},

@@ -50,6 +50,7 @@ def objective(
     return Objective(
         model=model,
         decoder=decoder,
+        carriers=LABELS,
         labels=LABELS,
         reference=from_data(model, images, labels),
         norm=honest_norm(model, images, labels, 16),
