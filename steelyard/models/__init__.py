@@ -2,14 +2,14 @@
 
 Legend: D is the number of float values of a model. A model's *state* is one float32 vector [D]: all trainable
 parameters in declaration order, then all float buffers (BatchNorm's running statistics). Updates are differences of
-states; geometry looks at the trainable part alone (`Layout.trainable`). Integer counters do not travel.
+states; geometry looks at the trainable part alone (`Layout.trainable`). Integer counters do not travel: loading a state
+sets them to 0, so that nothing of what the network ran before is left in it.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -17,22 +17,23 @@ from torch import nn
 from steelyard.bundle import TensorSpec
 from steelyard.config import Shape
 from steelyard.errors import UserError
-from steelyard.models.small import small_cnn_8, small_cnn_28
+from steelyard.models.layout import Layout, places, variances
+from steelyard.models.resnet import resnet18
+from steelyard.models.small import small_cnn_8, small_cnn_28, small_cnn_32
+from steelyard.models.vgg import vgg16_bn
+from steelyard.models.wide_resnet import wrn28_10
 from steelyard.parsing import choose
+
+__all__ = ["MODELS", "FlatModel", "Layout", "default_model"]
 
 MODELS: dict[str, Callable[[Shape], nn.Module]] = {
     "cnn8": small_cnn_8,
     "cnn28": small_cnn_28,
+    "cnn32": small_cnn_32,
+    "resnet18": resnet18,
+    "vgg16_bn": vgg16_bn,
+    "wrn28_10": wrn28_10,
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Layout:
-    """Names and shapes of a state vector [D], in order; the first `trainable` values are parameters."""
-
-    specs: tuple[TensorSpec, ...]
-    size: int
-    trainable: int
 
 
 class FlatModel:
@@ -58,16 +59,24 @@ class FlatModel:
             trainable=sum(t.numel() for t in trainable.values()),
         )
         self.state = torch.zeros(self.layout.size)
-        at = 0
-        for tensor in named.values():
-            tensor.data = self.state[at : at + tensor.numel()].view(tensor.shape)
-            at += tensor.numel()
+        for tensor, (_, place) in zip(named.values(), places(self.layout.specs), strict=True):
+            tensor.data = self.state[place].view(tensor.shape)
+        self._counters = [b for b in self.module.buffers() if not b.is_floating_point()]
+        self._variances = [self.state[place] for _, place in variances(self.layout.specs)]
 
     def load(self, state_D: torch.Tensor) -> None:
-        """Copy a state [D] in."""
+        """Copy a state [D] in and set integer counters to 0.
+
+        A running variance below 0 counts as 0. No update makes one: the server refuses it. But a weighted sum of
+        updates that shrink a variance to nothing is rounded, and may miss 0 by its last bit.
+        """
         assert state_D.shape == self.state.shape, "a whole state: a single value would fill the model unnoticed"
         with torch.no_grad():
             self.state.copy_(state_D)
+            for variance in self._variances:
+                variance.clamp_(min=0)
+            for counter in self._counters:
+                counter.zero_()
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
         """Logits [B, classes] for images [B, channels, height, width]."""
@@ -92,8 +101,8 @@ class FlatModel:
 
 def default_model(shape: Shape) -> str:
     """The small CNN made for an image size."""
-    sizes = {8: "cnn8", 28: "cnn28"}
-    if shape.height not in sizes:
+    sizes = {8: "cnn8", 28: "cnn28", 32: "cnn32"}
+    if shape.height != shape.width or shape.height not in sizes:
         raise UserError(
             f"[model] name: no default network for {shape.height}x{shape.width} images; name one of {', '.join(MODELS)}"
         )

@@ -15,6 +15,8 @@ from steelyard.models import MODELS, FlatModel, default_model
 
 DIGITS = Shape(channels=1, height=8, width=8, classes=10)
 FASHION = Shape(channels=1, height=28, width=28, classes=10)
+COLOUR = Shape(channels=3, height=32, width=32, classes=10)
+LARGE = ("resnet18", "vgg16_bn", "wrn28_10")
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -29,9 +31,14 @@ def with_normalization(shape: Shape) -> nn.Module:
     )
 
 
-@pytest.mark.parametrize(("name", "shape", "size"), [("cnn8", DIGITS, 9930), ("cnn28", FASHION, 9098)])
+@pytest.mark.parametrize(
+    ("name", "shape", "size"), [("cnn8", DIGITS, 9930), ("cnn28", FASHION, 9098), ("cnn32", COLOUR, 19466)]
+)
 def test_sizes_by_hand(name: str, shape: Shape, size: int) -> None:
-    """cnn8: 16*9+16 + 32*16*9+32 + 10*512+10 = 9930. cnn28: 8*9+8 + 16*8*9+16 + 10*784+10 = 9098."""
+    """cnn8: 16*9+16 + 32*16*9+32 + 10*512+10 = 9930. cnn28: 8*9+8 + 16*8*9+16 + 10*784+10 = 9098.
+
+    cnn32: 16*27+16 + 32*16*9+32 + 32*32*9+32 + 10*512+10 = 19466.
+    """
     layout = FlatModel(name, shape).layout
     assert (layout.size, layout.trainable) == (size, size)
     assert sum(math.prod(spec.shape) for spec in layout.specs) == size
@@ -119,14 +126,14 @@ def test_nothing_global_is_drawn_from() -> None:
 
 
 def test_an_unknown_network_is_the_users_mistake() -> None:
-    with pytest.raises(UserError, match=r"^unknown model 'cnn9'; did you mean 'cnn8'\? known: cnn8, cnn28$"):
+    with pytest.raises(UserError, match=r"^unknown model 'cnn9'; did you mean 'cnn8'\? known: cnn8, cnn28, cnn32, "):
         FlatModel("cnn9", DIGITS)
 
 
 def test_images_without_a_network_of_their_own_size() -> None:
-    assert (default_model(DIGITS), default_model(FASHION)) == ("cnn8", "cnn28")
+    assert [default_model(shape) for shape in (DIGITS, FASHION, COLOUR)] == ["cnn8", "cnn28", "cnn32"]
     with pytest.raises(
-        UserError, match=r"^\[model\] name: no default network for 32x16 images; name one of cnn8, cnn28"
+        UserError, match=r"^\[model\] name: no default network for 32x16 images; name one of cnn8, cnn28, cnn32"
     ):
         FlatModel("", Shape(channels=3, height=32, width=16, classes=10))
 
@@ -135,3 +142,50 @@ def test_a_layer_without_a_known_initialization_is_named(monkeypatch: pytest.Mon
     monkeypatch.setitem(MODELS, "odd", lambda _: nn.Sequential(nn.PReLU()))
     with pytest.raises(UserError, match="no initialization is known for PReLU"):
         FlatModel("odd", DIGITS).initial_state(generator())
+
+
+# -- the networks of the study ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters", "normalized"),
+    [("resnet18", 11_173_962, 4_800), ("vgg16_bn", 14_728_266, 4_224), ("wrn28_10", 36_479_194, 8_976)],
+)
+def test_the_studys_networks_have_their_published_sizes(name: str, parameters: int, normalized: int) -> None:
+    """Beside them a state holds mean and variance of every normalized channel.
+
+    resnet18: 64 + 2*2*64 + 5*(128 + 256 + 512) = 4800. vgg16_bn: 2*64 + 2*128 + 3*256 + 6*512 = 4224.
+    wrn28_10: 16 + 7*160 + 160 + 7*320 + 320 + 7*640 + 640 = 8976.
+    """
+    layout = FlatModel(name, COLOUR).layout
+    assert (layout.trainable, layout.size) == (parameters, parameters + 2 * normalized)
+    grey = FlatModel(name, Shape(channels=1, height=32, width=32, classes=10)).layout
+    first = layout.specs[0].shape
+    assert layout.size - grey.size == first[0] * 2 * 9, "one channel less takes 9 weights of each first filter"
+
+
+@pytest.mark.parametrize("name", [*LARGE, "cnn32"])
+@pytest.mark.parametrize(("channels", "side"), [(1, 28), (3, 32)])
+def test_a_network_of_the_study_takes_a_single_image(name: str, channels: int, side: int) -> None:
+    """Even to train on: the last batch of an epoch may be a single image."""
+    model = FlatModel(name, Shape(channels=channels, height=side, width=side, classes=7))
+    state = model.initial_state(generator())
+    images = torch.rand(1, channels, side, side, generator=generator(1))
+    for mode in (model.module.train, model.module.eval):
+        model.load(state)
+        mode()
+        with torch.inference_mode():
+            logits = model(images)
+        assert logits.shape == (1, 7)
+        assert 0.01 < logits.abs().max() < 100, "neither vanishing nor exploding"
+
+
+@pytest.mark.parametrize(("name", "least"), [("resnet18", 9), ("vgg16_bn", 17), ("wrn28_10", 5)])
+def test_the_smallest_image_and_one_pixel_less(name: str, least: int) -> None:
+    images = torch.rand(1, 1, least, least, generator=generator(1))
+    model = FlatModel(name, Shape(channels=1, height=least, width=least, classes=10))
+    model.initial_state(generator())
+    model.module.train()
+    assert model(images).isfinite().all()
+    with pytest.raises(UserError, match=f"{name}: images of at least {least}x{least} pixels expected, got {least}x"):
+        FlatModel(name, Shape(channels=1, height=least, width=least - 1, classes=10))
