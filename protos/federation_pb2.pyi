@@ -24,6 +24,7 @@ class Refusal(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     BAD_LAYOUT: _ClassVar[Refusal]
     NOT_FINITE: _ClassVar[Refusal]
     BAD_TRANSFER: _ClassVar[Refusal]
+    NEGATIVE_VARIANCE: _ClassVar[Refusal]
 
 class Phase(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -48,6 +49,7 @@ BAD_DIGEST: Refusal
 BAD_LAYOUT: Refusal
 NOT_FINITE: Refusal
 BAD_TRANSFER: Refusal
+NEGATIVE_VARIANCE: Refusal
 PHASE_UNSPECIFIED: Phase
 WAITING: Phase
 OPEN: Phase

@@ -14,8 +14,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import asdict, dataclass, field
 
-import numpy as np
-
+from server.acceptance import fault_of
 from server.ledger import Ledger
 from server.rounds import (
     Abort,
@@ -35,7 +34,7 @@ from server.rounds import (
 )
 from server.sessions import Session, Sessions
 from steelyard.bundle import BundleFile, Manifest, TensorSpec
-from steelyard.errors import BadBundleError, RefusedError, RunFailedError, SteelyardError, WaitTimeoutError
+from steelyard.errors import RefusedError, RunFailedError, SteelyardError, WaitTimeoutError
 from steelyard.recording import ClosedRound, Recordings
 from steelyard.transport.base import TensorPlane, Transfer
 
@@ -70,6 +69,7 @@ class _Upload:
     round: int
     transfer: Transfer
     file: BundleFile
+    base: BundleFile  # the global model that the update is added to
     started: float
     claimed: bool = False  # its bytes are verified and it is being made durable: it can't be superseded any more
     awaited: bool = False
@@ -335,11 +335,13 @@ class Coordinator:
 
     def _expect(self, client: int, number: int, manifest: Manifest) -> Transfer:
         assert self._plane is not None
+        assert self._global is not None
         if client in self._uploads:
             self._cancel(self._uploads[client])
         transfer = Transfer(id=secrets.token_hex(16), peer=client, manifest=manifest)
         part = self._recordings.update_file(number, client).with_suffix(f".{transfer.id}.part")
-        upload = _Upload(client, number, transfer, BundleFile.create(part, manifest), time.monotonic())
+        file = BundleFile.create(part, manifest)
+        upload = _Upload(client, number, transfer, file, self._global, time.monotonic())
         self._uploads[client] = self._latest[client] = upload
         arrived = self._plane.receive(transfer, upload.file.data)
         arrived.add_done_callback(functools.partial(self._arrived, upload))
@@ -375,8 +377,9 @@ class Coordinator:
         upload.outcome.set_result(receipt)
 
     def _claim(self, upload: _Upload) -> None:
-        if not np.isfinite(upload.file.flat()).all():
-            raise BadBundleError("NOT_FINITE", f"client {upload.client}: finite values expected, got NaN or infinity")
+        fault = fault_of(upload.client, self._specs, upload.base.flat(), upload.file.flat())
+        if fault is not None:
+            raise fault
         with self._changed:
             if self._uploads.get(upload.client) is not upload:
                 raise RefusedError("LATE", f"client {upload.client} announced its update anew; this copy is dropped")
