@@ -9,15 +9,17 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from steelyard.config import DataConfig
-from steelyard.data import digits, fashion_mnist
+from steelyard.data import cifar10, digits, fashion_mnist, svhn
 from steelyard.data.dataset import Dataset
 from steelyard.parsing import choose
 
 __all__ = ["DATASETS", "Dataset", "load"]
 
 DATASETS: dict[str, Callable[[str], Dataset]] = {
+    "cifar10": cifar10.load,
     "digits": digits.load,
     "fashion_mnist": fashion_mnist.load,
+    "svhn": svhn.load,
 }
 
 

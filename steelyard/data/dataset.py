@@ -48,8 +48,25 @@ def grey(images: npt.NDArray[Any], labels: npt.NDArray[Any], *, white: float, cl
         white: the value that becomes 1.
         classes: number of labels.
     """
-    count, height, width = images.shape
-    scaled = np.empty((count, 1, height, width), np.float32)
-    np.divide(images[:, None], np.float32(white), out=scaled, casting="same_kind")
-    shape = Shape(channels=1, height=height, width=width, classes=classes)
+    return _scaled(images[:, None], labels, white=white, classes=classes)
+
+
+def colour(images: npt.NDArray[Any], labels: npt.NDArray[Any], *, white: float, classes: int) -> Dataset:
+    """A data set of colour images.
+
+    Args:
+        images: [n, 3, height, width], red, green and blue, values from 0 to `white`.
+        labels: [n].
+        white: the value that becomes 1.
+        classes: number of labels.
+    """
+    assert images.shape[1] == 3, images.shape
+    return _scaled(images, labels, white=white, classes=classes)
+
+
+def _scaled(images: npt.NDArray[Any], labels: npt.NDArray[Any], *, white: float, classes: int) -> Dataset:
+    scaled = np.empty(images.shape, np.float32)
+    np.divide(images, np.float32(white), out=scaled, casting="same_kind")
+    _, channels, height, width = images.shape
+    shape = Shape(channels=channels, height=height, width=width, classes=classes)
     return Dataset(images=scaled, labels=labels.astype(np.int64), shape=shape)

@@ -23,7 +23,7 @@ def fetch(url: str, target: Path, *, size: int, md5: str, limit_s: float) -> Non
     """Fetch `url` to `target`.
 
     Args:
-        url: an http address.
+        url: an http or https address.
         target: the file to make; its folder is made when missing.
         size: its size in bytes.
         md5: its MD5, which is what the data set's authors publish; against mishaps, not against malice.
@@ -47,12 +47,21 @@ def fetch(url: str, target: Path, *, size: int, md5: str, limit_s: float) -> Non
         raise UserError(f"{url}: {error}") from None
 
 
+def md5_of(path: Path) -> str:
+    """The MD5 of a file, in hex; `OSError` when it can't be read."""
+    digest = hashlib.md5(usedforsecurity=False)
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
 def _transfer(url: str, to: BinaryIO, size: int, limit_s: float) -> str:
     """Copy exactly `size` bytes and return their MD5."""
     deadline = time.monotonic() + limit_s
     digest = hashlib.md5(usedforsecurity=False)
     done = 0
-    with urllib.request.urlopen(url, timeout=min(_STALL_S, limit_s)) as response:  # noqa: S310 - callers pass http only
+    with urllib.request.urlopen(url, timeout=min(_STALL_S, limit_s)) as response:  # noqa: S310 - callers pass http and https only
         while chunk := response.read1(_CHUNK_BYTES):
             done += len(chunk)
             if done > size:

@@ -8,7 +8,6 @@ gzip header's file name and time: other MD5s than the published ones, the same b
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,11 +17,11 @@ import numpy.typing as npt
 from steelyard.data.dataset import Dataset, grey
 from steelyard.data.download import fetch
 from steelyard.data.idx import read_idx
+from steelyard.data.places import Source, find
 from steelyard.errors import UserError
 
 OFFICIAL_URL = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com"
 DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
-FOLDER_VARIABLE = "STEELYARD_DATA"
 CLASSES = 10
 SIDE = 28
 _LIMIT_S = 300.0
@@ -69,42 +68,23 @@ PARTS: dict[str, Part] = {
 def load(folder: str = "", url: str = OFFICIAL_URL) -> Dataset:
     """The images of the first place that has all four files, plain or gzipped; else they are fetched.
 
-    The places, in order: `folder`; the folder that STEELYARD_DATA names, and in it fashion-mnist and fashion_mnist;
-    Debian's package dataset-fashion-mnist; the cache, which is STEELYARD_DATA/fashion-mnist or ~/.cache/steelyard/
-    fashion-mnist and is filled from `url`.
+    For the places see `find`; below STEELYARD_DATA the folder is fashion-mnist or fashion_mnist, and Debian's package
+    dataset-fashion-mnist is looked for too.
 
     Raises:
         UserError: no place has them and they cannot be fetched (every place is named); or a file that was found is
             damaged, which is never passed over in silence.
     """
-    tried: list[str] = []
-    for place in _places(folder):
-        missing = [name for name in PARTS if _find(place, name) is None]
-        if not missing:
-            return _read(place)
-        tried.append(f"{place} (has no {missing[0]}[.gz])" if place.is_dir() else f"{place} (no such folder)")
-    cache = _cache()
-    try:
-        _fill(cache, url)
-    except UserError as error:
-        raise UserError(
-            f"fashion_mnist: four IDX files ({', '.join(PARTS)}, plain or .gz) expected in one of: {'; '.join(tried)}; "
-            f"nor could they be fetched: {error}. Install Debian's (`apt-get install dataset-fashion-mnist`), or put "
-            f"the files into a folder and name it in [data] folder or in {FOLDER_VARIABLE}"
-        ) from None
-    return _read(cache)
-
-
-def _places(folder: str) -> list[Path]:
-    places = [Path(folder).expanduser()] if folder else []
-    if root := os.environ.get(FOLDER_VARIABLE):
-        places += [Path(root), Path(root, "fashion-mnist"), Path(root, "fashion_mnist")]
-    return [*places, DEBIAN_FOLDER, *([] if root else [_cache()])]
-
-
-def _cache() -> Path:
-    root = os.environ.get(FOLDER_VARIABLE)
-    return Path(root, "fashion-mnist") if root else Path.home() / ".cache" / "steelyard" / "fashion-mnist"
+    source = Source(
+        name="fashion_mnist",
+        expected=f"four IDX files ({', '.join(PARTS)}, plain or .gz)",
+        folders=("fashion-mnist", "fashion_mnist"),
+        missing=lambda place: next((f"{name}[.gz]" for name in PARTS if _find(place, name) is None), ""),
+        fill=lambda cache: _fill(cache, url),
+        installed=(DEBIAN_FOLDER,),
+        hint="install Debian's (`apt-get install dataset-fashion-mnist`)",
+    )
+    return _read(find(source, folder))
 
 
 def _find(place: Path, name: str) -> Path | None:

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import os
 import socket
+import tarfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy.io import savemat
 
-from steelyard.data import fashion_mnist
+from steelyard.data import cifar10, fashion_mnist, svhn
 from steelyard.data.download import fetch
 from steelyard.errors import UserError
 
@@ -197,3 +200,73 @@ def test_the_official_files_are_fetched_once_and_pass_their_published_checksums(
         assert np.bincount(dataset.labels).tolist() == [7000] * 10
     assert site.requests == list(site.files), "each was fetched once; the second load found them"
     assert sorted(path.name for path in (tmp_path / "fashion-mnist").iterdir()) == sorted(site.files)
+
+
+# -- colour: the official files are not at hand, so tiny ones in the same formats are given their part -----------------
+
+
+def published(content: bytes) -> str:
+    return hashlib.md5(content, usedforsecurity=False).hexdigest()
+
+
+def tiny_archive() -> bytes:
+    """CIFAR-10 with one image per file, labels 0 to 5."""
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w:gz") as tar:
+        for label, name in enumerate(cifar10.FILES):
+            info = tarfile.TarInfo(f"cifar-10-batches-bin/{name}")
+            info.size = 3073
+            tar.addfile(info, io.BytesIO(bytes([label]) + bytes(3072)))
+    return packed.getvalue()
+
+
+def tiny_mat(digit: int) -> bytes:
+    """SVHN with one image."""
+    file = io.BytesIO()
+    savemat(file, {"X": np.zeros((32, 32, 3, 1), np.uint8), "y": np.array([[digit]], np.uint8)}, do_compression=True)
+    return file.getvalue()
+
+
+def test_cifar_is_fetched_once_and_checked(site: Site, nowhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    packed = tiny_archive()
+    monkeypatch.setattr(cifar10, "ARCHIVE_BYTES", len(packed))
+    monkeypatch.setattr(cifar10, "ARCHIVE_MD5", published(packed))
+    site.files[cifar10.ARCHIVE] = packed[:-1] + b"!"
+    with pytest.raises(UserError, match=f"cifar10: six files .* nor could they be fetched: .*MD5 {published(packed)}"):
+        cifar10.load("", site.url)
+    cache = nowhere / "home" / ".cache" / "steelyard" / "cifar10"
+    assert list(cache.iterdir()) == [], "a wrong file leaves nothing behind"
+    site.files[cifar10.ARCHIVE] = packed
+    for _ in range(2):
+        assert cifar10.load("", site.url).labels.tolist() == [0, 1, 2, 3, 4, 5]
+    assert site.requests == [cifar10.ARCHIVE] * 2, "refused, fetched, and found"
+    assert list(cache.iterdir()) == [cache / cifar10.ARCHIVE]
+
+
+def test_svhn_is_fetched_once_and_checked(site: Site, nowhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STEELYARD_DATA", str(nowhere))
+    for name, digit in (("train_32x32.mat", 10), ("test_32x32.mat", 7)):
+        site.files[name] = tiny_mat(digit)
+        part = svhn.Part(images=1, size=len(site.files[name]), md5=published(site.files[name]))
+        monkeypatch.setitem(svhn.PARTS, name, part)
+    for _ in range(2):
+        assert svhn.load("", site.url).labels.tolist() == [0, 7]
+    assert site.requests == list(site.files), "each was fetched once; the second load found them"
+    (nowhere / "svhn" / "test_32x32.mat").unlink()
+    assert svhn.load("", site.url).labels.tolist() == [0, 7]
+    assert site.requests[2:] == ["test_32x32.mat"], "what is there is not fetched again"
+
+
+@pytest.mark.parametrize(("name", "load"), [("cifar10", cifar10.load), ("svhn", svhn.load)])
+def test_every_place_of_a_colour_set_is_named_when_all_fail(
+    name: str, load: Callable[[str, str], object], nowhere: Path, closed_url: str
+) -> None:
+    (nowhere / "mine").mkdir()
+    with pytest.raises(UserError) as caught:
+        load(str(nowhere / "mine"), closed_url)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert message.startswith(f"{name}: ")
+    for part in (f"{nowhere}/mine (has no ", f"{nowhere}/home/.cache/steelyard/{name} (no such folder)", "refused"):
+        assert part in message
+    assert message.endswith("Put the files into a folder and name it in [data] folder or in STEELYARD_DATA")

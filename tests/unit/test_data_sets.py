@@ -1,4 +1,4 @@
-"""Data sets: digits as they are, and FashionMNIST from the first place that has it."""
+"""Data sets: digits as they are, and FashionMNIST from the first place that has it. Colour ones have their own file."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_digits_are_scikit_learns_from_0_to_1() -> None:
 def test_an_unknown_data_set_names_the_nearest() -> None:
     with pytest.raises(UserError, match="did you mean 'fashion_mnist'"):
         load(DataConfig(dataset="fashion-mnist"))
-    assert set(DATASETS) == {"digits", "fashion_mnist"}
+    assert set(DATASETS) == {"cifar10", "digits", "fashion_mnist", "svhn"}
 
 
 @pytest.mark.parametrize("suffix", ["", ".gz"])
