@@ -176,6 +176,26 @@ def await_until(check: Callable[[], Any], what: str) -> Any:
     return found
 
 
+def write_cifar(folder: Path, per_label: int) -> Path:
+    """A CIFAR-10 that a network can learn, in the official binary format: labels 0 to 9 in turn, each a colour."""
+    generator = np.random.default_rng(0)
+    labels = np.arange(10 * per_label, dtype=np.uint8) % 10
+    colours = generator.integers(40, 216, (10, 3))[labels]
+    pixels = colours[:, :, None] + generator.integers(-40, 40, (len(labels), 3, 1024))
+    records = np.concatenate([labels[:, None], pixels.reshape(len(labels), -1).astype(np.uint8)], axis=1)
+    folder.mkdir(parents=True)
+    names = (*(f"data_batch_{number}.bin" for number in range(1, 6)), "test_batch.bin")
+    for name, part in zip(names, np.array_split(records, len(names)), strict=True):
+        (folder / name).write_bytes(part.tobytes())
+    return folder
+
+
+@pytest.fixture
+def make_cifar(tmp_path: Path) -> Callable[[int], Path]:
+    """Writes a small CIFAR-10 of so many images per label; returns its folder."""
+    return lambda per_label: write_cifar(tmp_path / "cifar", per_label)
+
+
 def small_experiment(**changes: Any) -> Experiment:
     table = {**SMALL, **changes}
     return parse(Experiment, table, "test")

@@ -19,7 +19,7 @@ from steelyard.config import Shape
 from steelyard.errors import UserError
 from steelyard.models.layout import Layout, places, variances
 from steelyard.models.resnet import resnet18
-from steelyard.models.small import small_cnn_8, small_cnn_28, small_cnn_32
+from steelyard.models.small import small_cnn_8, small_cnn_28, small_cnn_32, small_cnn_32_normalized
 from steelyard.models.vgg import vgg16_bn
 from steelyard.models.wide_resnet import wrn28_10
 from steelyard.parsing import choose
@@ -30,6 +30,7 @@ MODELS: dict[str, Callable[[Shape], nn.Module]] = {
     "cnn8": small_cnn_8,
     "cnn28": small_cnn_28,
     "cnn32": small_cnn_32,
+    "cnn32_bn": small_cnn_32_normalized,
     "resnet18": resnet18,
     "vgg16_bn": vgg16_bn,
     "wrn28_10": wrn28_10,

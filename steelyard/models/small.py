@@ -5,6 +5,9 @@ from __future__ import annotations
 from torch import nn
 
 from steelyard.config import Shape
+from steelyard.models.sizes import require_side
+
+SMALLEST_NORMALIZED = 8  # two poolings leave 2x2 for the last normalization
 
 
 def small_cnn_8(shape: Shape) -> nn.Module:
@@ -49,3 +52,22 @@ def small_cnn_32(shape: Shape) -> nn.Module:
         nn.Flatten(),
         nn.Linear(32 * (shape.height // 8) * (shape.width // 8), shape.classes),
     )
+
+
+def small_cnn_32_normalized(shape: Shape) -> nn.Module:
+    """`small_cnn_32` with BatchNorm behind each convolution instead of a bias; 19,546 parameters with 3 channels.
+
+    On it what batch normalization does in a federation can be seen within seconds on a CPU.
+
+    Raises:
+        UserError: the images are smaller than 8x8.
+    """
+    require_side("cnn32_bn", shape, SMALLEST_NORMALIZED)
+    layers: list[nn.Module] = []
+    inputs = shape.channels
+    for outputs in (16, 32, 32):
+        layers += [nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()]
+        layers.append(nn.MaxPool2d(2))
+        inputs = outputs
+    head = nn.Linear(32 * (shape.height // 8) * (shape.width // 8), shape.classes)
+    return nn.Sequential(*layers, nn.Flatten(), head)

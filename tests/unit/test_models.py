@@ -149,13 +149,18 @@ def test_a_layer_without_a_known_initialization_is_named(monkeypatch: pytest.Mon
 
 @pytest.mark.parametrize(
     ("name", "parameters", "normalized"),
-    [("resnet18", 11_173_962, 4_800), ("vgg16_bn", 14_728_266, 4_224), ("wrn28_10", 36_479_194, 8_976)],
+    [
+        ("cnn32_bn", 19_546, 80),
+        ("resnet18", 11_173_962, 4_800),
+        ("vgg16_bn", 14_728_266, 4_224),
+        ("wrn28_10", 36_479_194, 8_976),
+    ],
 )
-def test_the_studys_networks_have_their_published_sizes(name: str, parameters: int, normalized: int) -> None:
+def test_normalized_networks_have_their_published_sizes(name: str, parameters: int, normalized: int) -> None:
     """Beside them a state holds mean and variance of every normalized channel.
 
-    resnet18: 64 + 2*2*64 + 5*(128 + 256 + 512) = 4800. vgg16_bn: 2*64 + 2*128 + 3*256 + 6*512 = 4224.
-    wrn28_10: 16 + 7*160 + 160 + 7*320 + 320 + 7*640 + 640 = 8976.
+    cnn32_bn: 16 + 32 + 32 = 80. resnet18: 64 + 2*2*64 + 5*(128 + 256 + 512) = 4800.
+    vgg16_bn: 2*64 + 2*128 + 3*256 + 6*512 = 4224. wrn28_10: 16 + 7*160 + 160 + 7*320 + 320 + 7*640 + 640 = 8976.
     """
     layout = FlatModel(name, COLOUR).layout
     assert (layout.trainable, layout.size) == (parameters, parameters + 2 * normalized)
@@ -164,7 +169,7 @@ def test_the_studys_networks_have_their_published_sizes(name: str, parameters: i
     assert layout.size - grey.size == first[0] * 2 * 9, "one channel less takes 9 weights of each first filter"
 
 
-@pytest.mark.parametrize("name", [*LARGE, "cnn32"])
+@pytest.mark.parametrize("name", [*LARGE, "cnn32", "cnn32_bn"])
 @pytest.mark.parametrize(("channels", "side"), [(1, 28), (3, 32)])
 def test_a_network_of_the_study_takes_a_single_image(name: str, channels: int, side: int) -> None:
     """Even to train on: the last batch of an epoch may be a single image."""
@@ -180,7 +185,7 @@ def test_a_network_of_the_study_takes_a_single_image(name: str, channels: int, s
         assert 0.01 < logits.abs().max() < 100, "neither vanishing nor exploding"
 
 
-@pytest.mark.parametrize(("name", "least"), [("resnet18", 9), ("vgg16_bn", 17), ("wrn28_10", 5)])
+@pytest.mark.parametrize(("name", "least"), [("cnn32_bn", 8), ("resnet18", 9), ("vgg16_bn", 17), ("wrn28_10", 5)])
 def test_the_smallest_image_and_one_pixel_less(name: str, least: int) -> None:
     images = torch.rand(1, 1, least, least, generator=generator(1))
     model = FlatModel(name, Shape(channels=1, height=least, width=least, classes=10))
