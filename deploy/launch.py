@@ -16,9 +16,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -33,6 +33,7 @@ from steelyard.report.summary import summarize, write_summary
 
 Launcher = Literal["local", "inline"]
 ROLES = "roles"
+CHECK_TIMEOUT_S = 60.0
 BOUNDARY = "separate processes of one user: an audit hook on opened files is the proof, the system does not enforce it"
 INLINE_BOUNDARY = "none: all roles shared one process (--launcher inline), which is for debugging and parity only"
 
@@ -52,12 +53,16 @@ class View(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """How to run, which changes no result: where to, by which launcher, and the inline launcher's order of clients."""
+    """How to run, which changes no result: where to, by which launcher, and the inline launcher's order of clients.
+
+    `checked` says that the roles have validated their halves already, as a sweep has them do once for all its runs.
+    """
 
     out: Path
     launcher: Launcher = "local"
     order: tuple[int, ...] = ()
     force: bool = False
+    checked: bool = False
 
 
 def run_experiment(experiment: Experiment, options: Options, view: View) -> Path:
@@ -76,7 +81,8 @@ def run_experiment(experiment: Experiment, options: Options, view: View) -> Path
     if not options.force and status(run) == "DONE":
         view.say(f"{run} is DONE already; --force runs it again")
         return run
-    check_roles(experiment)
+    if not options.checked:
+        check_roles(experiment)
     honest = None
     if experiment.compares_honest:
         twin = experiment.honest()
@@ -112,26 +118,37 @@ def read_manifest(run: Path) -> dict[str, Any]:
     return manifest
 
 
-def check_roles(experiment: Experiment) -> None:
+def check_roles(*experiments: Experiment) -> None:
     """Have each kind of role validate its own half, in a process of its own: plug-ins check their parameters there.
 
+    Halves of several experiments that differ in nothing but the seed, which no plug-in checks, are validated once.
+
     Raises:
-        UserError: what the role said.
+        UserError: what the first role that refused its half said.
     """
+    halves = list(dict.fromkeys(half for each in experiments for half in _bare_halves(replace(each, seed=0)).items()))
+    at_once = max(2, os.cpu_count() or 1)
+    for first in range(0, len(halves), at_once):
+        _check_halves(halves[first : first + at_once])
+
+
+def _check_halves(halves: Sequence[tuple[str, str]]) -> None:
+    """Check halves side by side, each given as its role's module and its text."""
     with tempfile.TemporaryDirectory() as folder:
-        checks = {"server": Path(folder) / "server.json", "client": Path(folder) / "client.json"}
-        halves = _bare_halves(experiment)
-        processes = {}
-        for module, path in checks.items():
-            write_text(path, halves[module])
-            processes[module] = subprocess.Popen(
-                [sys.executable, "-m", module, "--check", str(path)],
-                env=process_environment(),
-                stderr=subprocess.PIPE,
-                text=True,
+        processes = []
+        for at, (module, text) in enumerate(halves):
+            path = Path(folder) / f"{module}-{at}.json"
+            write_text(path, text)
+            processes.append(
+                subprocess.Popen(
+                    [sys.executable, "-m", module, "--check", str(path)],
+                    env=process_environment(),
+                    stderr=subprocess.PIPE,
+                    text=True,
+                )
             )
-        for module, process in processes.items():
-            _, complaint = process.communicate(timeout=60)
+        complaints = [process.communicate(timeout=CHECK_TIMEOUT_S)[1] for process in processes]
+        for (module, _), process, complaint in zip(halves, processes, complaints, strict=True):
             if process.returncode:
                 words = complaint.strip().splitlines() or ["it left no word"]
                 raise UserError(f"{module}: {words[-1].removeprefix('steelyard: ')}")
@@ -183,7 +200,12 @@ def _launch(experiment: Experiment, run: Path, options: Options, view: View) -> 
     if options.order:
         command += ["--order", ",".join(map(str, options.order))]
     with subprocess.Popen(
-        command, env=process_environment(), stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
+        command,
+        env=process_environment(),
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+        start_new_session=True,  # Ctrl-C reaches the launcher alone, which then ends it
     ) as process:
         try:
             complaint = _poll_until_end(process, view.poll)

@@ -242,16 +242,34 @@ def load_experiment(path: Path, overrides: Sequence[str] = ()) -> Experiment:
     Raises:
         UserError: the file is missing, is no TOML, or something in it is unknown or out of range.
     """
+    table = read_experiment(path)
+    for override in overrides:
+        _override(table, override)
+    return make_experiment(table, str(path))
+
+
+def read_experiment(path: Path) -> dict[str, Any]:
+    """The table of an experiment file, unchecked.
+
+    Raises:
+        UserError: the file is missing or is no TOML.
+    """
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"experiment file expected at {path}, there is none; experiments/ holds ready ones") from None
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: a TOML file expected: {error}") from None
-    for override in overrides:
-        _override(table, override)
-    experiment = parse(Experiment, table, str(path))
-    _cross_check(experiment, str(path))
+
+
+def make_experiment(table: Mapping[str, Any], where: str) -> Experiment:
+    """An experiment from its table, every key checked; `where` names the table in an error.
+
+    Raises:
+        UserError: something in it is unknown or out of range.
+    """
+    experiment = parse(Experiment, table, where)
+    _cross_check(experiment, where)
     return experiment
 
 

@@ -13,6 +13,7 @@ from html import escape
 
 WIDTH, HEIGHT = 760, 330
 LEFT, RIGHT, TOP, BOTTOM = 68, 20, 56, 50
+ROW = 30
 INK, FAINT, HONEST, BENIGN, ATTACKER = "#1f2933", "#d5dbe1", "#a9b4bf", "#3f72a6", "#c43d2b"
 FONTS = "system-ui, -apple-system, 'Segoe UI', Helvetica, Arial, sans-serif"
 MAX_LABELS = 24
@@ -36,6 +37,18 @@ class Line:
     values: Sequence[float]
     colour: str
     dashed: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Span:
+    """One row of an interval figure: a mean, its interval (infinite ends: not known), and the numbers in words."""
+
+    label: str
+    words: str
+    mean: float
+    low: float
+    high: float
+    colour: str
 
 
 @dataclass(frozen=True)
@@ -97,6 +110,35 @@ def line_figure(title: str, unit: str, lines: Sequence[Line], first: int) -> str
     return _figure(title, unit, axis, parts, lines)
 
 
+def interval_figure(title: str, unit: str, spans: Sequence[Span]) -> str:
+    """Means with their intervals from top to bottom, on one horizontal axis with a line at 0."""
+    left = 40 + 7 * max(len(span.label) for span in spans)
+    right = WIDTH - 40 - 7 * max(len(span.words) for span in spans)
+    height = TOP + BOTTOM + ROW * len(spans)
+    ends = [end for span in spans for end in (span.mean, span.low, span.high) if math.isfinite(end)]
+    marks = ticks(min(0.0, *ends), max(0.0, *ends))
+
+    def x(value: float) -> float:
+        return left + (min(max(value, marks[0]), marks[-1]) - marks[0]) / (marks[-1] - marks[0]) * (right - left)
+
+    parts = []
+    for mark in marks:
+        colour = INK if abs(mark) < 1e-12 else FAINT
+        parts.append(
+            f'<line x1="{x(mark):.1f}" x2="{x(mark):.1f}" y1="{TOP}" y2="{height - BOTTOM}" stroke="{colour}"/>'
+        )
+        parts.append(_text(x(mark), height - BOTTOM + 18, f"{mark:.{_digits(marks)}f}"))
+    for row, span in enumerate(spans):
+        y = TOP + ROW * (row + 0.5)
+        bounds = f'x1="{x(span.low):.1f}" x2="{x(span.high):.1f}" y1="{y:.1f}" y2="{y:.1f}"'
+        parts.append(_text(16, y + 4, span.label, anchor="start"))
+        if math.isfinite(span.low) and math.isfinite(span.high):
+            parts.append(f'<line {bounds} stroke="{span.colour}" stroke-width="2.2"/>')
+        parts.append(f'<circle cx="{x(span.mean):.1f}" cy="{y:.1f}" r="4" fill="{span.colour}"/>')
+        parts.append(_text(WIDTH - 16, y + 4, span.words, anchor="end"))
+    return _page(title, unit, height, parts)
+
+
 def ticks(low: float, high: float) -> list[float]:
     """Round numbers that span low..high: multiples of 1, 2 or 5 times a power of ten, 4 to 9 of them."""
     span = high - low if high > low else abs(high) or 1.0
@@ -107,25 +149,32 @@ def ticks(low: float, high: float) -> list[float]:
 
 
 def _figure(title: str, unit: str, axis: Axis, parts: Sequence[str], legend: Sequence[Line]) -> str:
-    digits = max(0, -math.floor(math.log10(axis.marks[1] - axis.marks[0]) + 1e-9))
+    digits = _digits(axis.marks)
     grid = []
     for mark in axis.marks:
         grid.append(_rule(axis.y(mark), FAINT))
         grid.append(_text(LEFT - 8, axis.y(mark) + 4, f"{mark:.{digits}f}", anchor="end"))
+    return _page(title, unit, HEIGHT, [*_legend(legend), *grid, *parts])
+
+
+def _page(title: str, unit: str, height: int, parts: Sequence[str]) -> str:
     return "\n".join(
         [
-            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" height="{HEIGHT}" '
+            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" width="{WIDTH}" height="{height}" '
             f'role="img" font-family="{FONTS}">',
             f"<title>{escape(title)}</title>",
-            f'<rect width="{WIDTH}" height="{HEIGHT}" fill="#ffffff"/>',
+            f'<rect width="{WIDTH}" height="{height}" fill="#ffffff"/>',
             _text(16, 22, title, anchor="start", size=15, weight="600"),
             _text(16, 42, unit, anchor="start", colour="#5b6875"),
-            *_legend(legend),
-            *grid,
             *parts,
             "</svg>",
         ]
     )
+
+
+def _digits(marks: Sequence[float]) -> int:
+    """Decimals that tell neighbouring marks apart."""
+    return max(0, -math.floor(math.log10(marks[1] - marks[0]) + 1e-9))
 
 
 def _legend(lines: Sequence[Line]) -> list[str]:

@@ -23,6 +23,7 @@ EFFICIENT_KINDS = frozenset({"fedsv"})
 
 MIN_SHARED_SUM = 0.05
 MIN_SHARED_EXAMPLES = 10
+WEIGHT_TOLERANCE = 1e-6  # relative: far above rounding, far below any clipping that matters
 
 
 def ranks(totals_N: Floats) -> Floats:
@@ -107,6 +108,28 @@ def norm_suspicion(norms: Mapping[int, float]) -> dict[int, float]:
     """How far each client's update norm is from the median norm of the round."""
     median = float(np.median(list(norms.values()))) if norms else 0.0
     return {client: abs(norm - median) for client, norm in norms.items()}
+
+
+def lightened(weights: Sequence[Mapping[int, float]], samples: Sequence[int], client: int) -> float | None:
+    """The fraction of the client's rounds in which it weighed less in the aggregate than its samples say.
+
+    That is what clipping, down-weighting and dropping have in common: its weight, as a part of all weights of the
+    round, is below n_k / n over the same clients. Our choice.
+
+    Args:
+        weights: each round's weights by participating client.
+        samples: n_k of every client.
+        client: whose.
+
+    Returns:
+        None when the client was in no round.
+    """
+    light = []
+    for round_ in weights:
+        if client in round_:
+            fair = samples[client] / math.fsum(samples[k] for k in round_) * math.fsum(round_.values())
+            light.append(1.0 if round_[client] < fair * (1 - WEIGHT_TOLERANCE) else 0.0)
+    return math.fsum(light) / len(light) if light else None
 
 
 def mean_over_rounds(figures: Sequence[float | None]) -> float | None:

@@ -71,9 +71,18 @@ def read_records(run: Path) -> Records:
         folder=run,
         manifest=_read(run / "manifest.json", lambda path: dict(json.loads(path.read_text(encoding="utf-8")))),
         scores=_read(run / "scores.csv", _scores),
-        metrics=_read(run / "metrics.csv", lambda path: tuple(_metrics(row) for row in _rows(path))),
+        metrics=read_metrics(run),
         events=_read(run / "events.jsonl", _events),
     )
+
+
+def read_metrics(run: Path) -> tuple[RoundMetrics, ...]:
+    """Read metrics.csv alone.
+
+    Raises:
+        UserError: it is missing or malformed.
+    """
+    return _read(run / "metrics.csv", lambda path: tuple(_metrics(row) for row in _rows(path)))
 
 
 def _read(path: Path, reader: Callable[[Path], T]) -> T:

@@ -149,6 +149,10 @@ class Shell:
         return roles_of(launcher)
 
     @staticmethod
+    def children_of(pid: int) -> list[int]:
+        return [int(p.name) for p in Path("/proc").iterdir() if p.name.isdigit() and parent_of(int(p.name)) == pid]
+
+    @staticmethod
     def runs(pid: int) -> bool:
         return parent_of(pid) != 0
 

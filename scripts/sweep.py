@@ -1,0 +1,114 @@
+"""`steelyard sweep`: a sweep file in; run directories, tables over the seeds and a figure out."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from deploy.launch import Options, check_roles
+from deploy.sweep import Outcome, run_cells, unfinished
+from scripts.progress import command_name
+from steelyard.errors import UserError
+from steelyard.report.sweep_files import FILES, write_sweep
+from steelyard.sweep import Sweep, load_sweep
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command line."""
+    parser.add_argument("sweep", type=Path, help="the sweep file (TOML)")
+    parser.add_argument("--out", type=Path, default=Path("runs"), help="where run directories go (default: runs)")
+    parser.add_argument("--jobs", type=int, help="runs side by side (default: the sweep file's, else one per core)")
+    parser.add_argument("--launcher", choices=("local", "inline"), help="how runs are started (default: the file's)")
+    parser.add_argument("--table-only", action="store_true", help="run nothing; tabulate what is done")
+
+
+def act(arguments: argparse.Namespace) -> int:
+    """Run the sweep; returns the exit code."""
+    sweep = load_sweep(arguments.sweep)
+    failed: list[Outcome] = []
+    if not arguments.table_only:
+        try:
+            failed = _run(sweep, arguments)
+        except KeyboardInterrupt:
+            again = " ".join([command_name(), "sweep", *map(str, (arguments.sweep, "--out", arguments.out))])
+            sys.stderr.write(f"\nsteelyard: interrupted; every process was ended. To go on: {again}\n")
+            return 130
+    try:
+        text = write_sweep(sweep, arguments.out)
+    except UserError:
+        if not failed:
+            raise
+        text = ""
+    console = Console(highlight=False, markup=False, soft_wrap=True)
+    console.print(f"\n{text}")
+    console.print(f"files   {arguments.out / 'sweeps' / sweep.config.name}/  {', '.join(FILES)}")
+    if failed:
+        names = "; ".join(f"{outcome.cell.title}: {outcome.reason}" for outcome in failed)
+        sys.stderr.write(f"steelyard: {len(failed)} of {len(sweep.cells)} runs failed: {names}\n")
+    return 1 if failed else 0
+
+
+def _run(sweep: Sweep, arguments: argparse.Namespace) -> list[Outcome]:
+    launcher = arguments.launcher or sweep.config.launcher
+    jobs = (sweep.config.jobs if arguments.jobs is None else arguments.jobs) or os.cpu_count() or 1
+    if jobs < 0:
+        raise UserError(f"--jobs: a positive number expected, got {jobs}")
+    if launcher != "inline" and any(cell.experiment.transport.tensors == "memory" for cell in sweep.cells):
+        raise UserError('transport.tensors = "memory" lives in one process; set launcher = "inline"')
+    cells = unfinished(sweep.cells, arguments.out)
+    view = Lines(sweep, arguments.out, len(cells), jobs)
+    view.begin()
+    check_roles(*(cell.experiment for cell in cells))
+    view.start()
+    options = Options(out=arguments.out, launcher=launcher, checked=True)
+    outcomes: Sequence[Outcome] = run_cells(cells, options, jobs, view.told)
+    return [outcome for outcome in outcomes if outcome.reason]
+
+
+class Lines:
+    """One line for every run that ended, and when the sweep will."""
+
+    def __init__(self, sweep: Sweep, out: Path, cells: int, jobs: int) -> None:
+        self._console = Console(highlight=False, markup=False, soft_wrap=True)
+        self._sweep, self._out, self._cells, self._jobs = sweep, out, cells, jobs
+        self._ended = 0
+        self.start()
+
+    def begin(self) -> None:
+        """Announce the sweep."""
+        done = len(self._sweep.cells) - self._cells
+        self._console.print(
+            f"{self._sweep.config.name}: {len(self._sweep.cells)} runs, {done} of them done already, "
+            f"{self._jobs} at once, in {self._out}/"
+        )
+
+    def start(self) -> None:
+        """From here on the time that runs take tells when the sweep ends."""
+        self._started = time.monotonic()
+
+    def told(self, outcome: Outcome) -> None:
+        """Show how a run ended."""
+        self._ended += 1
+        left = (time.monotonic() - self._started) / self._ended * (self._cells - self._ended)
+        eta = f"ETA {int(left) // 60}:{int(left) % 60:02d}"
+        count = f"{self._ended:>{len(str(self._cells))}}/{self._cells}"
+        said = f"FAILED: {outcome.reason}" if outcome.reason else self._value(outcome)
+        self._console.print(f"  {count}  {outcome.cell.title}  {said}  {outcome.seconds:.1f} s  {eta}")
+
+    def _value(self, outcome: Outcome) -> str:
+        """The watched clients' total under the primary evaluator."""
+        with (self._out / outcome.cell.run / "scores.csv").open(newline="", encoding="utf-8") as file:
+            total = sum(
+                float(row["value"])
+                for row in csv.DictReader(file)
+                if row["evaluator"] == self._sweep.evaluator and int(row["client"]) in outcome.cell.watched
+            )
+        who = ", ".join(map(str, outcome.cell.watched))
+        return f"client {who} {self._sweep.evaluator} {total:+.4f}"

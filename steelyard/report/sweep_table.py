@@ -1,0 +1,422 @@
+"""The tables of a sweep over its seeds, as Markdown that reads well as plain text too. It knows rows, no run.
+
+Every difference is attacked minus honest under the same seed; intervals are two-sided 95 % Student's t over seeds. What
+was chosen beforehand stands first and as it is, the declared contrasts are Holm-corrected, all else is exploratory.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from steelyard.report.contrasts import (
+    MARGIN,
+    Contribution,
+    Direction,
+    Estimate,
+    contribution,
+    estimate,
+    holm,
+    non_inferior,
+    paired_t_test,
+)
+from steelyard.report.sweep_rows import Row, point_key
+from steelyard.sweep import HONEST, Sweep, primary_points
+
+NOTHING = "-"
+Figure = Callable[[Row], float | None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """A contrast at one grid point: its estimate, and how many seeds went up."""
+
+    point: str
+    variant: str
+    against: str
+    evaluator: str
+    direction: Direction
+    estimate: Estimate | None
+    up: int
+    p: float | None
+
+
+class Results:
+    """Rows by what they are about; every figure comes out as one value per seed.
+
+    With several attackers a seed's scores are summed over them, and its ranks and stealth figures averaged.
+    """
+
+    def __init__(self, sweep: Sweep, rows: Sequence[Row]) -> None:
+        self.sweep, self.rows = sweep, rows
+        self.points = [point_key(point) for point in sweep.points]
+        self.variants = [variant.name for variant in sweep.config.variants]
+        self.evaluators = [str(table["name"]) for table in sweep.evaluators]
+
+    def of(self, point: str, variant: str, evaluator: str) -> list[Row]:
+        """The rows of one variant at one grid point under one evaluator."""
+        wanted = (point, variant, evaluator)
+        return [row for row in self.rows if (point_key(row.point), row.variant, row.evaluator) == wanted]
+
+    def groups(self, evaluator: str, *, attacks: bool = False) -> Iterator[tuple[str, str, list[Row]]]:
+        """Grid point, variant and rows of every variant that has any; only the attacks on demand."""
+        for point in self.points:
+            for variant in self.variants:
+                rows = self.of(point, variant, evaluator)
+                if rows and (rows[0].attacks or not attacks):
+                    yield point, variant, rows
+
+    def contrast(
+        self, point: str, variant: str, against: str, evaluator: str, direction: Direction = "two-sided"
+    ) -> Result:
+        """One variant's gain over honest minus another's, over the seeds that both have."""
+        gains = by_seed(self.of(point, variant, evaluator), lambda row: row.difference, math.fsum)
+        if against != HONEST:
+            other = by_seed(self.of(point, against, evaluator), lambda row: row.difference, math.fsum)
+            gains = {seed: gain - other[seed] for seed, gain in gains.items() if seed in other}
+        values = list(gains.values())
+        return Result(
+            point=point,
+            variant=variant,
+            against=against,
+            evaluator=evaluator,
+            direction=direction,
+            estimate=estimate(values),
+            up=sum(value > 0 for value in values),
+            p=paired_t_test(values, direction),
+        )
+
+    def primary(self) -> Result | None:
+        """The contrast that was declared as the primary one, if any."""
+        declared = self.sweep.config.primary
+        if declared is None:
+            return None
+        (point,) = primary_points(self.sweep)
+        return self.contrast(
+            point_key(point), declared.variant, declared.against, self.sweep.evaluator, declared.direction
+        )
+
+    def family(self) -> list[Result]:
+        """The contrasts that are corrected together: every attack against honest, and those declared further."""
+        attacks = [
+            (point, variant, HONEST, self.sweep.evaluator)
+            for point, variant, _ in self.groups(self.sweep.evaluator, attacks=True)
+        ]
+        further = [
+            (point, contrast.variant, contrast.against, contrast.evaluator or self.sweep.evaluator)
+            for contrast in self.sweep.config.contrasts
+            for point in self.points
+        ]
+        primary = self.primary()
+        first = primary and (primary.point, primary.variant, primary.against, primary.evaluator)
+        return [self.contrast(*each) for each in dict.fromkeys([*attacks, *further]) if each != first]
+
+
+def mean(values: Sequence[float]) -> float:
+    """The mean with a correctly rounded sum."""
+    return math.fsum(values) / len(values)
+
+
+def by_seed(
+    rows: Sequence[Row], figure: Figure, over_clients: Callable[[Sequence[float]], float] = mean
+) -> dict[int, float]:
+    """One value per seed, in the order of the rows; a seed with a row that has no value has none."""
+    values: dict[int, list[float | None]] = {}
+    for row in rows:
+        values.setdefault(row.seed, []).append(figure(row))
+    return {
+        seed: over_clients([value for value in given if value is not None])
+        for seed, given in values.items()
+        if None not in given
+    }
+
+
+def estimate_of(
+    rows: Sequence[Row], figure: Figure, over_clients: Callable[[Sequence[float]], float] = mean
+) -> Estimate | None:
+    """The estimate of a figure over the seeds."""
+    return estimate(list(by_seed(rows, figure, over_clients).values()))
+
+
+def contributions(rows: Sequence[Row]) -> list[Contribution]:
+    """One per seed that has the control."""
+    gains = by_seed(rows, lambda row: row.difference, math.fsum)
+    found = []
+    for seed, row in {row.seed: row for row in rows}.items():
+        figures = (
+            (row.accuracy_honest, row.accuracy_attacked, row.accuracy_without)
+            if row.utility == "accuracy"
+            else (row.loss_honest, row.loss_attacked, row.loss_without)
+        )
+        if seed in gains and None not in figures:
+            honest, attacked, without = (float(figure) for figure in figures if figure is not None)
+            each = contribution(gains[seed], row.utility, honest, attacked, without)
+            found += [each] if each else []
+    return found
+
+
+def markdown(results: Results) -> str:
+    """All tables of a sweep."""
+    sweep = results.sweep
+    parts = [
+        f"# Sweep {sweep.config.name}",
+        _about(results),
+        _primary(results.primary()),
+        _contrasts(results.family()),
+        _scores(results, sweep.evaluator, f"Scores: {sweep.evaluator}, the attacker's raw total"),
+        _utility(results),
+        _stealth(results),
+        _structure(results),
+        _contribution(results),
+        *[
+            _scores(results, name, f"Exploratory: {name}, the attacker's raw total")
+            for name in results.evaluators
+            if name != sweep.evaluator
+        ],
+        _cost(results),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _about(results: Results) -> str:
+    sweep, rows = results.sweep, results.rows
+    seeds = {row.seed for row in rows}
+    sizes = sorted({(row.validation, row.test) for row in rows})
+    examples = "; ".join(f"{validation} validation and {test} test examples" for validation, test in sizes)
+    done = len({(row.key, row.variant) for row in rows})
+    planned = sum(cell.variant != HONEST for cell in sweep.cells)
+    return (
+        f"Base {sweep.config.base}, {len(seeds)} paired seeds ({_spans(sorted(seeds))}), {done} of {planned} variant "
+        f"runs done. {examples}.\n"
+        "Differences are attacked minus honest under the same seed; brackets are two-sided 95 % intervals, Student's t "
+        "over seeds."
+    )
+
+
+def _spans(seeds: Sequence[int]) -> str:
+    """Seeds as ranges: "0..4, 7"."""
+    spans: list[list[int]] = []
+    for seed in seeds:
+        if spans and seed == spans[-1][-1] + 1:
+            spans[-1][1:] = [seed]
+        else:
+            spans.append([seed])
+    return ", ".join("..".join(map(str, span)) for span in spans)
+
+
+def _primary(result: Result | None) -> str:
+    if result is None:
+        return "No primary contrast was declared."
+    where = f" at {result.point}" if result.point else ""
+    sided = "two-sided" if result.direction == "two-sided" else f"one-sided, {result.direction}"
+    return (
+        "## Primary contrast\n\n"
+        f"{result.variant} minus {result.against}, {result.evaluator}{where}: {shown(result.estimate)}, "
+        f"up in {_up(result)} seeds, paired t-test p = {_p(result.p)} ({sided}, uncorrected)."
+    )
+
+
+def _contrasts(family: Sequence[Result]) -> str:
+    adjusted = holm([result.p for result in family])
+    cells = [
+        (
+            result.point,
+            f"{result.variant} - {result.against}",
+            result.evaluator,
+            shown(result.estimate),
+            _up(result),
+            _p(result.p),
+            _p(corrected),
+        )
+        for result, corrected in zip(family, adjusted, strict=True)
+    ]
+    header = ("at", "contrast", "evaluator", "mean difference", "up", "p", "Holm p")
+    return _block(f"Other contrasts: paired t-tests, two-sided, Holm over these {len(cells)}", header, cells)
+
+
+def _scores(results: Results, evaluator: str, title: str) -> str:
+    cells = []
+    for point, variant, rows in results.groups(evaluator):
+        change = results.contrast(point, variant, HONEST, evaluator)
+        honest = estimate_of(rows, lambda row: row.honest, math.fsum)
+        attacked = estimate_of(rows, lambda row: row.attacked, math.fsum)
+        cells.append(
+            (
+                point,
+                variant,
+                f"{_mean(honest)} -> {_mean(attacked)}",
+                shown(change.estimate),
+                _up(change),
+                _ratio(honest, attacked),
+                _shares(rows),
+                shown(estimate_of(rows, lambda row: row.rank_displacement), 2),
+            )
+        )
+    header = ("at", "variant", "honest -> attacked", "difference", "up", "ratio", "share", "places gained")
+    return _block(title, header, cells)
+
+
+def _utility(results: Results) -> str:
+    cells = []
+    for point, variant, rows in results.groups(results.sweep.evaluator):
+        change = estimate_of(rows, lambda row: row.accuracy_difference)
+        accuracies = (
+            estimate_of(rows, lambda row: row.accuracy_honest),
+            estimate_of(rows, lambda row: row.accuracy_attacked),
+        )
+        cells.append(
+            (
+                point,
+                variant,
+                " -> ".join(NOTHING if each is None else f"{100 * each.mean:.2f}" for each in accuracies),
+                shown(change, 2, scale=100),
+                NOTHING if change is None else _verdict(non_inferior(change)),
+                shown(estimate_of(rows, lambda row: row.loss_difference)),
+            )
+        )
+    header = ("at", "variant", "accuracy, %", "difference, points", "non-inferior", "loss difference")
+    title = (
+        f"Utility on the test set (non-inferior: the interval's lower end is above -{100 * MARGIN:.1f} point, which is "
+        "stricter than a one-sided 95 % bound)"
+    )
+    return _block(title, header, cells)
+
+
+def _stealth(results: Results) -> str:
+    cells = [
+        (
+            point,
+            variant,
+            *(
+                shown(estimate_of(rows, figure), 3)
+                for figure in (lambda row: row.norm_difference, lambda row: row.cosine_difference)
+            ),
+            *(
+                _plain(estimate_of(rows, figure), 3)
+                for figure in (lambda row: row.lightened_client, lambda row: row.lightened_benign)
+            ),
+        )
+        for point, variant, rows in results.groups(results.sweep.evaluator, attacks=True)
+    ]
+    header = ("at", "variant", "by norm", "by cosine", "lightened: attacker", "benign")
+    title = (
+        "Stealth: change of the fraction of benign clients less suspicious than the attacker (the upper end counts), "
+        "and the fraction of rounds with less than its due weight"
+    )
+    return _block(title, header, cells)
+
+
+def _structure(results: Results) -> str:
+    cells = [
+        (
+            point,
+            variant,
+            *(
+                _plain(estimate_of(rows, figure), 3)
+                for figure in (lambda row: row.kendall, lambda row: row.spearman, lambda row: row.share_distance)
+            ),
+        )
+        for point, variant, rows in results.groups(results.sweep.evaluator, attacks=True)
+    ]
+    header = ("at", "variant", "Kendall tau", "Spearman rho", "L1 of shares")
+    return _block("Structure among the benign, honest against attacked (means over seeds)", header, cells)
+
+
+def _contribution(results: Results) -> str:
+    cells = []
+    for evaluator in results.evaluators:
+        for point, variant, rows in results.groups(evaluator, attacks=True):
+            each = contributions(rows)
+            if each:
+                figures = (
+                    [c.score_gain for c in each],
+                    [c.honest for c in each],
+                    [c.attacked for c in each],
+                    [c.gain for c in each],
+                    [c.manipulation for c in each],
+                )
+                cells.append((point, variant, evaluator, *(shown(estimate(figure)) for figure in figures)))
+    header = ("at", "variant", "evaluator", "score gain", "worth, honest", "worth, attacked", "worth gain", "remainder")
+    title = (
+        "Contribution control: worth is the test utility with the attacker minus that of the federation retrained "
+        "without it; the remainder, score gain minus worth gain, is manipulation"
+    )
+    return _block(title, header, cells)
+
+
+def _cost(results: Results) -> str:
+    cells = [
+        (
+            point,
+            variant,
+            *(
+                _plain(estimate_of(rows, figure), digits)
+                for figure, digits in ((lambda row: row.seconds, 1), (lambda row: row.calls, 0))
+            ),
+            _plain(estimate_of(rows, lambda row: None if row.bytes is None else row.bytes / 1e6), 1),
+        )
+        for point, variant, rows in results.groups(results.sweep.evaluator)
+    ]
+    header = ("at", "variant", "seconds", "calls", "megabytes")
+    return _block(f"Cost of a run, means over seeds; calls of {results.sweep.evaluator}", header, cells)
+
+
+def _shares(rows: Sequence[Row]) -> str:
+    """Mean shares over the seeds where both runs have one, and how many those are."""
+    both = [row for row in rows if row.share_honest is not None and row.share_attacked is not None]
+    honest = by_seed(both, lambda row: row.share_honest, math.fsum)
+    attacked = by_seed(both, lambda row: row.share_attacked, math.fsum)
+    if not honest:
+        return NOTHING
+    return f"{mean(list(honest.values())):.3f} -> {mean(list(attacked.values())):.3f} (n = {len(honest)})"
+
+
+def _ratio(honest: Estimate | None, attacked: Estimate | None) -> str:
+    """The ratio of the means, where the honest interval excludes 0."""
+    if honest is None or attacked is None or honest.n < 2 or honest.low <= 0 <= honest.high:
+        return NOTHING
+    return f"{attacked.mean / honest.mean:.2f}"
+
+
+def shown(value: Estimate | None, digits: int = 4, *, scale: float = 1.0) -> str:
+    """A difference with its interval: "+0.1000 [-0.0200, +0.2200]"."""
+    if value is None:
+        return NOTHING
+    mean_ = f"{scale * value.mean:+.{digits}f}"
+    if value.n < 2:
+        return f"{mean_} [one seed]"
+    return f"{mean_} [{scale * value.low:+.{digits}f}, {scale * value.high:+.{digits}f}]"
+
+
+def _mean(value: Estimate | None) -> str:
+    return NOTHING if value is None else f"{value.mean:+.4f}"
+
+
+def _plain(value: Estimate | None, digits: int) -> str:
+    return NOTHING if value is None else f"{value.mean:.{digits}f}"
+
+
+def _up(result: Result) -> str:
+    return f"{result.up} of {result.estimate.n if result.estimate else 0}"
+
+
+def _p(value: float | None) -> str:
+    return NOTHING if value is None else "< 0.0001" if value < 0.0001 else f"{value:.4f}"
+
+
+def _verdict(value: bool | None) -> str:  # noqa: FBT001 - a value to show, not a switch
+    return NOTHING if value is None else "yes" if value else "not shown"
+
+
+def _block(title: str, header: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
+    """A titled Markdown table with even columns; "" without rows. The grid point's column is left out if empty."""
+    if not cells:
+        return ""
+    table = [header, *cells]
+    if not any(row[0] for row in cells):
+        table = [row[1:] for row in table]
+    widths = [max(len(row[column]) for row in table) for column in range(len(table[0]))]
+    lines = [f"| {' | '.join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))} |" for row in table]
+    rule = f"|{'|'.join('-' * (width + 2) for width in widths)}|"
+    return "\n".join([f"## {title}", "", lines[0], rule, *lines[1:]])

@@ -1,0 +1,132 @@
+"""The sweep file: which runs it asks for, in which order, and what it refuses."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from steelyard.errors import UserError
+from steelyard.parsing import parse
+from steelyard.sweep import HONEST, Sweep, SweepConfig, apply, load_sweep, resolve
+
+BASE: dict[str, Any] = {
+    "name": "base",
+    "rounds": 2,
+    "clients": {"count": 3},
+    "attack": {"name": "latent", "clients": [0], "samples": 8},
+}
+VARIANTS = [{"name": "latent"}, {"name": "flip", "attack": {"name": "label_flip", "clients": [1]}}]
+
+
+def made(base: dict[str, Any] | None = None, **table: Any) -> Sweep:
+    config = parse(SweepConfig, {"name": "s", "base": "base.toml", "variants": VARIANTS, **table}, "s.toml")
+    return resolve(config, base or BASE, "s.toml")
+
+
+def refused(words: str, **table: Any) -> None:
+    with pytest.raises(UserError, match=words):
+        made(**table)
+
+
+def test_every_variant_runs_under_every_seed_behind_one_twin() -> None:
+    sweep = made(grid={"seed": "1000..1002"})
+    assert sweep.seeds == (1000, 1001, 1002)
+    assert [(cell.variant, cell.seed) for cell in sweep.cells[:3]] == [(HONEST, 1000), ("latent", 1000), ("flip", 1000)]
+    assert len(sweep.cells) == 9
+    twins = {cell.run for cell in sweep.cells if cell.variant == HONEST}
+    assert {cell.honest for cell in sweep.cells} == twins
+    assert len(twins) == 3
+
+
+def test_names_of_run_directories_are_those_of_single_runs() -> None:
+    twin, latent, flip = made().cells
+    assert twin.run == f"honest-{latent.experiment.honest().digest()}"
+    assert latent.run == f"base-latent-{latent.experiment.digest()}"
+    assert (latent.watched, flip.watched) == ((0,), (1,))
+
+
+def test_a_variant_takes_the_bases_attack_or_its_own() -> None:
+    _, latent, flip = made(set={"attack.samples": 16}).cells
+    assert latent.experiment.attack == {"name": "latent", "clients": [0], "samples": 16}
+    assert flip.experiment.attack == {"name": "label_flip", "clients": [1]}
+
+
+def test_a_variant_without_an_attack_is_compared_with_the_unattacked_base() -> None:
+    quick = {"name": "quick", "attack": {}, "set": {"training.epochs": 1}}
+    twin, cell = made(variants=[quick]).cells
+    assert (cell.experiment.attack, cell.experiment.training.epochs) == ({}, 1)
+    assert cell.honest == twin.run
+    assert twin.experiment.training.epochs == 2
+    assert cell.watched == (0,)
+
+
+def test_what_an_attacked_variant_sets_its_twin_has_too() -> None:
+    twin, cell = made(variants=[{"name": "quick", "set": {"training.epochs": 1}}]).cells
+    assert (twin.experiment.training.epochs, twin.experiment.attack) == (1, {})
+    assert cell.experiment.attack["name"] == "latent"
+
+
+def test_keys_may_be_dotted_or_nested() -> None:
+    dotted, nested = made(grid={"data.alpha": [0.1, 0.3]}), made(grid={"data": {"alpha": [0.1, 0.3]}})
+    assert dotted.cells == nested.cells
+    assert dotted.points == ({"data.alpha": 0.1}, {"data.alpha": 0.3})
+    assert [cell.title for cell in dotted.cells][1] == "latent data.alpha=0.1 seed=0"
+
+
+def test_a_twin_is_shared_by_grid_points_that_differ_in_the_attack_alone() -> None:
+    sweep = made(variants=[{"name": "latent"}], grid={"attack.samples": [4, 8]})
+    assert [cell.variant for cell in sweep.cells] == [HONEST, "latent", "latent"]
+
+
+def test_overrides_leave_the_table_as_it_was() -> None:
+    table = {"data": {"alpha": 0.3}}
+    assert apply(table, {"data.alpha": 0.1, "data": {"test": 9}}) == {"data": {"alpha": 0.1, "test": 9}}
+    assert table == {"data": {"alpha": 0.3}}
+    with pytest.raises(UserError, match=r"set seed\.x: 'seed' is a value"):
+        apply({"seed": 1}, {"seed.x": 2})
+
+
+def test_the_primary_contrast_picks_its_grid_point_and_evaluator() -> None:
+    sweep = made(
+        grid={"data.alpha": [0.1, 0.3]},
+        primary={"variant": "latent", "evaluator": "loo_loss", "at": {"data.alpha": 0.3}},
+    )
+    assert sweep.evaluator == "loo_loss"
+    assert made().evaluator == "fedsv_accuracy"
+
+
+@pytest.mark.parametrize(
+    ("table", "words"),
+    [
+        ({"girds": {}}, "unknown key 'girds'"),
+        ({"variants": []}, "at least one .*variants"),
+        ({"variants": [{"name": "honest"}]}, "names of their own expected, none 'honest'"),
+        ({"variants": [{"name": "a b"}]}, "letters, digits"),
+        ({"variants": [{"name": "a"}, {"name": "b"}]}, "b seed=0 and a seed=0 are the same experiment"),
+        ({"variants": [{"name": "a", "attack": {}}]}, "a seed=0 and honest seed=0 are the same experiment"),
+        ({"variants": [{"name": "a", "set": {"attack.compare_honest": False}}]}, "pairs every attack"),
+        ({"variants": [{"name": "a", "set": {"data.alhpa": 1}}]}, "variant a data: unknown key 'alhpa'"),
+        ({"grid": {"seed": "9..1"}}, "a range that counts up"),
+        ({"grid": {"seed": [1, 1]}}, "different integers"),
+        ({"grid": {"data.alpha": 0.3}}, "data.alpha: a list of different values"),
+        ({"grid": {"data.alpha": [0.3, 0.3]}}, "data.alpha: a list of different values"),
+        ({"primary": {"variant": "ltaent"}}, "one of flip, honest, latent expected, got 'ltaent'"),
+        ({"primary": {"variant": "flip", "against": "flip"}}, "a variant against another"),
+        ({"primary": {"variant": "flip", "evaluator": "x"}}, "evaluator: one of fedsv_accuracy"),
+        ({"primary": {"variant": "flip", "direction": "up"}}, "direction: one of 'greater', 'less'"),
+        ({"primary": {"variant": "flip"}, "grid": {"data.alpha": [0.1, 0.3]}}, "pick one of 2 points"),
+        ({"contrasts": [{"variant": "honest"}]}, "a variant against another"),
+    ],
+)
+def test_a_mistake_is_one_clear_line(table: dict[str, Any], words: str) -> None:
+    refused(words, **table)
+
+
+def test_the_base_is_found_beside_the_sweep_file(tmp_path: Path) -> None:
+    (tmp_path / "base.toml").write_text("name = 'base'\n[attack]\nname = 'label_flip'\n")
+    (tmp_path / "s.toml").write_text("name = 's'\nbase = 'base.toml'\n[[variants]]\nname = 'flip'\n")
+    assert len(load_sweep(tmp_path / "s.toml").cells) == 2
+    with pytest.raises(UserError, match="sweep file expected at"):
+        load_sweep(tmp_path / "none.toml")
