@@ -186,9 +186,9 @@ def _about(results: Results) -> str:
     examples = "; ".join(f"{validation} validation and {test} test examples" for validation, test in sizes)
     done = len({(row.key, row.variant) for row in rows})
     planned = sum(cell.variant != HONEST for cell in sweep.cells)
+    paired = f"{len(seeds)} paired seed{'s' if len(seeds) > 1 else ''} ({_spans(sorted(seeds))})"
     return (
-        f"Base {sweep.config.base}, {len(seeds)} paired seeds ({_spans(sorted(seeds))}), {done} of {planned} variant "
-        f"runs done. {examples}.\n"
+        f"Base {sweep.config.base}, {paired}, {done} of {planned} variant runs done. {examples}.\n"
         "Differences are attacked minus honest under the same seed; brackets are two-sided 95 % intervals, Student's t "
         "over seeds."
     )
@@ -239,6 +239,8 @@ def _scores(results: Results, evaluator: str, title: str) -> str:
     cells = []
     for point, variant, rows in results.groups(evaluator):
         change = results.contrast(point, variant, HONEST, evaluator)
+        if change.estimate is None:  # the control: who is absent has no score
+            continue
         honest = estimate_of(rows, lambda row: row.honest, math.fsum)
         attacked = estimate_of(rows, lambda row: row.attacked, math.fsum)
         cells.append(

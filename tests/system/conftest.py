@@ -119,9 +119,9 @@ class Shell:
         """The tiny experiment under way."""
         return self.start("run", self.experiment, "--out", str(self.out), *arguments, env=env)
 
-    def finish(self, process: subprocess.Popen[str]) -> tuple[int, str, str]:
+    def finish(self, process: subprocess.Popen[str], patience_s: float = PATIENCE_S) -> tuple[int, str, str]:
         """Exit code, stdout, stderr."""
-        out, err = process.communicate(timeout=PATIENCE_S)
+        out, err = process.communicate(timeout=patience_s)
         return process.returncode, out, err
 
     def steelyard(self, *arguments: str, env: dict[str, str] | None = None) -> tuple[int, str, str]:

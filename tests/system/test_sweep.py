@@ -11,7 +11,7 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-pytestmark = pytest.mark.timeout(400)  # waits are bounded one by one, on a loaded machine
+pytestmark = pytest.mark.timeout(1000)  # waits are bounded one by one, on a loaded machine
 
 BASE = """
 name = "base"
@@ -48,6 +48,7 @@ variants = [
 primary = { variant = "flip", direction = "less" }
 contrasts = [{ variant = "rider", against = "flip", evaluator = "loo_loss" }]
 """
+PATIENCE_S = 300.0  # for one whole sweep, beside whatever else the machine does
 NOT_THE_SAME_TWICE = ("seconds", "bytes")
 
 
@@ -63,13 +64,20 @@ def table(shell: Any) -> list[dict[str, str]]:
     return [{key: value for key, value in row.items() if key not in NOT_THE_SAME_TWICE} for row in rows]
 
 
+def swept(shell: Any, sweep: str, *arguments: str) -> tuple[int, str, str]:
+    """A sweep run to its end: exit code, stdout, stderr."""
+    process = shell.start("sweep", sweep, "--out", str(shell.out), *arguments)
+    found: tuple[int, str, str] = shell.finish(process, PATIENCE_S)
+    return found
+
+
 def total(shell: Any, run: str, evaluator: str, client: str) -> float:
     return sum(float(v) for _, k, e, v in shell.look(shell.out / run).scores if (k, e) == (client, evaluator))
 
 
 def test_a_sweep_from_end_to_end(shell: Any) -> None:
     sweep = written(shell.folder)
-    code, said, err = shell.steelyard("sweep", sweep, "--out", str(shell.out))
+    code, said, err = swept(shell, sweep)
     assert (code, err) == (0, "")
     assert "tiny: 6 runs, 0 of them done already, 2 at once" in said
     assert [f"{n}/6" in said for n in range(1, 7)] == [True] * 6
@@ -98,7 +106,7 @@ def test_a_sweep_from_end_to_end(shell: Any) -> None:
     assert "| rider - flip   | loo_loss       |" in text
     ET.parse(folder / "intervals.svg")  # noqa: S314 - our own file
 
-    code, said, err = shell.steelyard("sweep", sweep, "--out", str(shell.out))
+    code, said, err = swept(shell, sweep)
     assert (code, err) == (0, "")
     assert "tiny: 6 runs, 6 of them done already" in said
     assert text in said
@@ -107,19 +115,20 @@ def test_a_sweep_from_end_to_end(shell: Any) -> None:
 @pytest.mark.slow
 def test_a_killed_sweep_goes_on_to_the_same_table(shell: Any) -> None:
     sweep = written(shell.folder)
-    assert shell.steelyard("sweep", sweep, "--out", str(shell.out))[0] == 0
+    assert swept(shell, sweep)[0] == 0
     undisturbed = table(shell)
     shell.folder.joinpath("runs").rename(shell.folder / "undisturbed")
 
     killed = shell.start("sweep", sweep, "--out", str(shell.out))
-    done = shell.wait_until(lambda: finished(shell.out), "the first finished run")
+    shell.wait_until(lambda: finished(shell.out), "the first finished run")
     children = shell.wait_until(lambda: shell.children_of(killed.pid), "a run under way")
     killed.send_signal(signal.SIGKILL)
     shell.finish(killed)
     shell.wait_until(lambda: not any(map(shell.runs, children)), "the end of every process of the sweep")
-    assert len(finished(shell.out)) < 6
+    done = finished(shell.out)
+    assert len(done) < 6
 
-    code, said, err = shell.steelyard("sweep", sweep, "--out", str(shell.out))
+    code, said, err = swept(shell, sweep)
     assert (code, err) == (0, "")
     assert f"{len(done)} of them done already" in said
     assert table(shell) == undisturbed
@@ -132,7 +141,7 @@ def test_ctrl_c_ends_every_run_and_says_how_to_go_on(shell: Any) -> None:
     shell.wait_until(lambda: list(shell.out.glob("*/events.jsonl")), "a run under way")
     children = shell.children_of(launcher.pid)
     launcher.send_signal(signal.SIGINT)
-    code, _, err = shell.finish(launcher)
+    code, _, err = shell.finish(launcher, PATIENCE_S)
     assert code == 130
     assert f"every process was ended. To go on: steelyard sweep {sweep} --out {shell.out}" in err
     assert not any(map(shell.runs, children))
@@ -143,16 +152,16 @@ def test_a_run_that_fails_is_named_and_the_others_go_on(shell: Any) -> None:
     # Nobody can deal 3 clients more samples than there are: this point of the grid fails, twin first.
     text = SWEEP.replace("}\nvariants", ', "data.samples_per_client" = [30, 9000] }\nvariants')
     sweep = written(shell.folder, text.replace('"less"', '"less", at = { "data.samples_per_client" = 30 }'))
-    code, said, err = shell.steelyard("sweep", sweep, "--out", str(shell.out), "--table-only")
+    code, said, err = swept(shell, sweep, "--table-only")
     assert (code, said) == (2, "")
     assert "finished runs of sweep tiny expected" in err
-    code, said, err = shell.steelyard("sweep", sweep, "--out", str(shell.out))
+    code, said, err = swept(shell, sweep)
     assert code == 1
     assert "steelyard: 6 of 12 runs failed: honest data.samples_per_client=9000 seed=1000: " in err
     assert "flip data.samples_per_client=9000 seed=1001: its honest run failed" in err
     assert "4 of 8 variant runs done" in said
     assert len(table(shell)) == 8
-    code, said, err = shell.steelyard("sweep", sweep, "--out", str(shell.out), "--table-only")
+    code, said, err = swept(shell, sweep, "--table-only")
     assert (code, err) == (0, "")
     assert "4 of 8 variant runs done" in said
 

@@ -11,6 +11,7 @@ from steelyard.errors import UserError
 from steelyard.parsing import parse
 from steelyard.sweep import HONEST, Sweep, SweepConfig, apply, load_sweep, resolve
 
+ROOT = Path(__file__).parents[2]
 BASE: dict[str, Any] = {
     "name": "base",
     "rounds": 2,
@@ -130,3 +131,9 @@ def test_the_base_is_found_beside_the_sweep_file(tmp_path: Path) -> None:
     assert len(load_sweep(tmp_path / "s.toml").cells) == 2
     with pytest.raises(UserError, match="sweep file expected at"):
         load_sweep(tmp_path / "none.toml")
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "experiments" / "sweeps").glob("*.toml")), ids=lambda path: path.stem)
+def test_every_committed_sweep_names_runs(path: Path) -> None:
+    sweep = load_sweep(path)
+    assert len(sweep.cells) > len(sweep.seeds)
