@@ -51,7 +51,7 @@ def act(arguments: argparse.Namespace) -> int:
     console.print(f"files   {arguments.out / 'sweeps' / sweep.config.name}/  {', '.join(FILES)}")
     if failed:
         names = "; ".join(f"{outcome.cell.title}: {outcome.reason}" for outcome in failed)
-        sys.stderr.write(f"steelyard: {len(failed)} of {len(sweep.cells)} runs failed: {names}\n")
+        sys.stderr.write(f"steelyard: {len(failed)} of {len(sweep.runs)} runs failed: {names}\n")
     return 1 if failed else 0
 
 
@@ -62,7 +62,7 @@ def _run(sweep: Sweep, arguments: argparse.Namespace) -> list[Outcome]:
         raise UserError(f"--jobs: a positive number expected, got {jobs}")
     if launcher != "inline" and any(cell.experiment.transport.tensors == "memory" for cell in sweep.cells):
         raise UserError('transport.tensors = "memory" lives in one process; set launcher = "inline"')
-    cells = unfinished(sweep.cells, arguments.out)
+    cells = unfinished(sweep.runs, arguments.out)
     view = Lines(sweep, arguments.out, len(cells), jobs)
     view.begin()
     check_roles(*(cell.experiment for cell in cells))
@@ -83,9 +83,9 @@ class Lines:
 
     def begin(self) -> None:
         """Announce the sweep."""
-        done = len(self._sweep.cells) - self._cells
+        done = len(self._sweep.runs) - self._cells
         self._console.print(
-            f"{self._sweep.config.name}: {len(self._sweep.cells)} runs, {done} of them done already, "
+            f"{self._sweep.config.name}: {len(self._sweep.runs)} runs, {done} of them done already, "
             f"{self._jobs} at once, in {self._out}/"
         )
 

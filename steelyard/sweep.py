@@ -20,6 +20,7 @@ from steelyard.parsing import NonNegative, parse
 
 HONEST = "honest"
 SEED = "seed"
+ABSENT = "clients.absent"
 MAX_CELLS = 100_000
 NAME = re.compile(r"[A-Za-z0-9_-]{1,60}")
 RANGE = re.compile(r"(\d+)\.\.(\d+)")
@@ -101,12 +102,23 @@ class Cell:
 
 @dataclass(frozen=True, kw_only=True)
 class Sweep:
-    """A sweep file, resolved: its cells seed by seed, an honest run always before those that are compared with it."""
+    """A sweep file, resolved: its cells seed by seed, an honest run always before those that are compared with it.
+
+    Cells at different grid points share a run where they are the same experiment: one that no key of the grid changes.
+    """
 
     config: SweepConfig
     points: tuple[dict[str, Any], ...]
     seeds: tuple[int, ...]
     cells: tuple[Cell, ...]
+
+    @property
+    def runs(self) -> tuple[Cell, ...]:
+        """One cell per run directory."""
+        first: dict[str, Cell] = {}
+        for cell in self.cells:
+            first.setdefault(cell.run, cell)
+        return tuple(first.values())
 
     @property
     def evaluators(self) -> tuple[dict[str, Any], ...]:
@@ -148,14 +160,19 @@ def resolve(config: SweepConfig, base: Mapping[str, Any], where: str) -> Sweep:
     points = _points(axes, f"{where} [grid]")
     if len(seeds) * len(points) * (1 + len(config.variants)) > MAX_CELLS:
         raise UserError(f"{where}: at most {MAX_CELLS} runs expected, got {len(seeds)} seeds at {len(points)} points")
-    cells: dict[str, Cell] = {}
+    cells: list[Cell] = []
+    twins: set[str] = set()
     for seed, point in itertools.product(seeds, points):
         common = apply(apply(base, config.set), {**point, SEED: seed})
+        here: dict[str, Cell] = {}
         for cell in _cells(config, common, point, seed, where):
-            same = cells.setdefault(cell.experiment.digest(), cell)
+            same = here.setdefault(cell.experiment.digest(), cell)
             if same is not cell and not same.variant == cell.variant == HONEST:
                 raise UserError(f"{where}: {cell.title} and {same.title} are the same experiment; leave one out")
-    sweep = Sweep(config=config, points=points, seeds=seeds, cells=tuple(cells.values()))
+            if same is cell and cell.run not in twins:
+                cells.append(cell)
+                twins |= {cell.run} if cell.variant == HONEST else set()
+    sweep = Sweep(config=config, points=points, seeds=seeds, cells=tuple(cells))
     _check_contrasts(sweep, where)
     return sweep
 
@@ -214,8 +231,7 @@ def _cells(
     base = make_experiment(common, where)
     for variant in config.variants:
         experiment = _experiment(base, common, variant, where)
-        plain = replace(experiment.honest() if experiment.attack else base.honest(), name=HONEST)
-        # A variant that nobody attacks in has no twin of its own: it is compared with the base, unattacked.
+        plain = replace(_compared(base, common, variant, experiment, where).honest(), name=HONEST)
         watched = experiment.attackers or base.attackers or (0,)
         twin = f"{HONEST}-{plain.digest()}"
         own = f"{experiment.name}-{experiment.digest()}"
@@ -228,12 +244,24 @@ def _cells(
 def _experiment(base: Experiment, common: Mapping[str, Any], variant: VariantConfig, where: str) -> Experiment:
     where = f"{where} variant {variant.name}"
     table = {**common, "name": f"{base.name}-{variant.name}"}
-    if variant.attack is not None or "clients.absent" in dict(_flat(variant.set)):
+    if variant.attack is not None or ABSENT in dict(_flat(variant.set)):
         table["attack"] = variant.attack or {}
     experiment = make_experiment(apply(table, variant.set), where)
     if experiment.attack and not experiment.compares_honest:
         raise UserError(f"{where}: a sweep pairs every attack with its honest twin; leave out compare_honest = false")
     return experiment
+
+
+def _compared(
+    base: Experiment, common: Mapping[str, Any], variant: VariantConfig, experiment: Experiment, where: str
+) -> Experiment:
+    """What a variant is compared with, once nobody attacks: itself; nobody absent; or the base if it has no attack."""
+    if experiment.attack:
+        return experiment
+    if absent(experiment):
+        present = {key: value for key, value in _flat(variant.set) if key != ABSENT}
+        return _experiment(base, common, replace(variant, attack={}, set=present), where)
+    return base
 
 
 def absent(experiment: Experiment) -> tuple[int, ...]:

@@ -97,16 +97,17 @@ def read_rows(cells: Sequence[Cell], out: Path) -> list[Row]:
     Raises:
         UserError: a run's files are damaged.
     """
-    summaries = {cell.run: summary for cell in cells if (summary := _summary(out / cell.run)) is not None}
+    read = {run: _summary(out / run) for run in dict.fromkeys(cell.run for cell in cells)}
+    summaries = {run: summary for run, summary in read.items() if summary is not None}
     controls = {
-        (point_key(cell.point), cell.seed, absent(cell.experiment)): summaries[cell.run]
+        (cell.honest, tuple(sorted(absent(cell.experiment)))): summaries[cell.run]  # same twin: else unchanged
         for cell in cells
         if cell.run in summaries and absent(cell.experiment) and not cell.experiment.attack
     }
     rows: list[Row] = []
     for cell in cells:
         if cell.variant != HONEST and cell.run in summaries and cell.honest in summaries:
-            control = controls.get((point_key(cell.point), cell.seed, tuple(sorted(cell.experiment.attackers))))
+            control = controls.get((cell.honest, tuple(sorted(cell.experiment.attackers))))
             rows += _rows(cell, summaries[cell.run], summaries[cell.honest], control, out)
     return rows
 

@@ -81,6 +81,14 @@ def test_a_twin_is_shared_by_grid_points_that_differ_in_the_attack_alone() -> No
     assert [cell.variant for cell in sweep.cells] == [HONEST, "latent", "latent"]
 
 
+def test_grid_points_share_the_run_of_a_variant_that_they_do_not_change() -> None:
+    sweep = made(grid={"attack.samples": [4, 8]})
+    flips = [cell for cell in sweep.cells if cell.variant == "flip"]
+    assert [cell.point["attack.samples"] for cell in flips] == [4, 8]
+    assert len({cell.run for cell in flips}) == 1
+    assert [cell.variant for cell in sweep.runs] == [HONEST, "latent", "flip", "latent"]
+
+
 def test_overrides_leave_the_table_as_it_was() -> None:
     table = {"data": {"alpha": 0.3}}
     assert apply(table, {"data.alpha": 0.1, "data": {"test": 9}}) == {"data": {"alpha": 0.1, "test": 9}}
