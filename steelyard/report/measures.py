@@ -21,6 +21,11 @@ Floats = NDArray[np.float64]
 EFFICIENT_KINDS = frozenset({"fedsv"})
 """Evaluators whose values add up to the utility gained, so that a value's share of the sum means something."""
 
+UTILITY_KINDS = EFFICIENT_KINDS | frozenset(
+    ("loo", "shapley", "tmc", "gtg", "gtg_corrected", "banzhaf", "beta_shapley", "least_core")
+)
+"""Evaluators whose values are differences of utility, so that they compare with one; a cosine, for example, is none."""
+
 MIN_SHARED_SUM = 0.05
 MIN_SHARED_EXAMPLES = 10
 WEIGHT_TOLERANCE = 1e-6  # relative: far above rounding, far below any clipping that matters

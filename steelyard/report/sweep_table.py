@@ -21,6 +21,7 @@ from steelyard.report.contrasts import (
     non_inferior,
     paired_t_test,
 )
+from steelyard.report.measures import UTILITY_KINDS
 from steelyard.report.sweep_rows import Row, point_key
 from steelyard.sweep import HONEST, Sweep, primary_points
 
@@ -140,7 +141,9 @@ def estimate_of(
 
 
 def contributions(rows: Sequence[Row]) -> list[Contribution]:
-    """One per seed that has the control."""
+    """One per seed that has the control, if the evaluator's values are in its utility's unit."""
+    if not rows or rows[0].kind not in UTILITY_KINDS:
+        return []
     gains = by_seed(rows, lambda row: row.difference, math.fsum)
     found = []
     for seed, row in {row.seed: row for row in rows}.items():

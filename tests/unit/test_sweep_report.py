@@ -219,6 +219,12 @@ def test_the_control_tells_worth_from_manipulation(sweep: Sweep, tmp_path: Path)
     assert (first.honest, first.attacked) == pytest.approx((0.04, 0.05))
 
 
+def test_a_score_in_no_unit_of_utility_has_no_worth_to_compare_with(sweep: Sweep, tmp_path: Path) -> None:
+    rows = results_of(with_control(sweep), tmp_path).of("", "latent", "sv")
+    assert contributions([replace(row, kind="cosine") for row in rows]) == []
+    assert contributions([]) == []
+
+
 def test_the_control_itself_has_no_score(sweep: Sweep, tmp_path: Path) -> None:
     results = results_of(with_control(sweep), tmp_path)
     row = row_of(results, "without", "sv", 7)
