@@ -27,13 +27,13 @@ from deploy.local import run_local
 from deploy.prepare import client_half, prepare, server_half
 from steelyard.bundle import write_text
 from steelyard.config import Experiment, RosterEntry, Shape, to_json
-from steelyard.errors import RunFailedError, UserError
+from steelyard.errors import RunFailedError, UserError, WaitTimeoutError
 from steelyard.report.html import write_picture, write_report
 from steelyard.report.summary import summarize, write_summary
 
 Launcher = Literal["local", "inline"]
 ROLES = "roles"
-CHECK_TIMEOUT_S = 60.0
+CHECK_TIMEOUT_S = 300.0  # importing torch takes seconds, minutes on a busy machine
 BOUNDARY = "separate processes of one user: an audit hook on opened files is the proof, the system does not enforce it"
 INLINE_BOUNDARY = "none: all roles shared one process (--launcher inline), which is for debugging and parity only"
 
@@ -147,7 +147,15 @@ def _check_halves(halves: Sequence[tuple[str, str]]) -> None:
                     text=True,
                 )
             )
-        complaints = [process.communicate(timeout=CHECK_TIMEOUT_S)[1] for process in processes]
+        try:
+            complaints = [process.communicate(timeout=CHECK_TIMEOUT_S)[1] for process in processes]
+        except subprocess.TimeoutExpired:
+            raise WaitTimeoutError(f"a role did not check its half within {CHECK_TIMEOUT_S:g} s") from None
+        finally:
+            for process in processes:
+                if process.poll() is None:
+                    process.kill()
+                    process.communicate()
         for (module, _), process, complaint in zip(halves, processes, complaints, strict=True):
             if process.returncode:
                 words = complaint.strip().splitlines() or ["it left no word"]
