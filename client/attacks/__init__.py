@@ -5,13 +5,24 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from client.attacks.ace import Ace, AceParams
+from client.attacks.alie import Alie, AlieParams
 from client.attacks.base import Attack, Resources, Result
 from client.attacks.decoder_samples import DecoderSamples, DecoderSamplesParams
 from client.attacks.free_rider import FreeRider, FreeRiderParams
 from client.attacks.honest import Honest, HonestParams
+from client.attacks.ipm import Ipm, IpmParams
 from client.attacks.label_flip import LabelFlip, LabelFlipParams
 from client.attacks.latent import Latent, LatentParams
+from client.attacks.outlier import Outlier, OutlierParams
+from client.attacks.own_repeat import OwnRepeat, OwnRepeatParams
+from client.attacks.public_honest import PublicHonest, PublicHonestParams
 from client.attacks.random_noise import RandomNoise, RandomNoiseParams
+from client.attacks.real_samples import RealSamples, RealSamplesParams
+from client.attacks.scaling import Scaling, ScalingParams
+from client.attacks.self_promotion import SelfPromotion, SelfPromotionParams
+from client.attacks.shadow import Shadow, ShadowParams
+from client.attacks.sign_flip import SignFlip, SignFlipParams
 from steelyard.errors import UserError
 from steelyard.parsing import choose, parse
 
@@ -24,6 +35,17 @@ ATTACKS: dict[str, tuple[Callable[[Any, Resources], Attack], type[Any]]] = {
     "label_flip": (LabelFlip, LabelFlipParams),
     "random_noise": (RandomNoise, RandomNoiseParams),
     "free_rider": (FreeRider, FreeRiderParams),
+    "own_repeat": (OwnRepeat, OwnRepeatParams),
+    "real_samples": (RealSamples, RealSamplesParams),
+    "public_honest": (PublicHonest, PublicHonestParams),
+    "shadow": (Shadow, ShadowParams),
+    "outlier": (Outlier, OutlierParams),
+    "ace": (Ace, AceParams),
+    "self_promotion": (SelfPromotion, SelfPromotionParams),
+    "scaling": (Scaling, ScalingParams),
+    "sign_flip": (SignFlip, SignFlipParams),
+    "alie": (Alie, AlieParams),
+    "ipm": (Ipm, IpmParams),
 }
 
 
