@@ -49,25 +49,26 @@ class Ace:
         """The honest update, or the predicted step."""
         own, trainable = self.resources, self.resources.model.layout.trainable
         before = self.memory.before(round_)
-        models_WP, rounds_W = _appended(before, round_, global_D[:trainable], self.params.window)
+        models_WP, spans_W = _appended(before, round_, global_D[:trainable], self.params.window)
         norms = before.get("norms", torch.zeros(0))
         predicts = round_ > self.params.honest_rounds and len(models_WP) > 1 and len(norms) > 0
         if predicts:
-            step_P = predict(models_WP, rounds_W)
+            step_P = predict(models_WP, spans_W[1:])
             length = norms.mean() / step_P.norm().clamp(min=1e-12) if self.params.length == "honest" else 1.0
             update_D = torch.zeros_like(global_D)
             update_D[:trainable] = self.params.factor * length * step_P
         else:
             update_D = own.train(round_, global_D, own.images, own.labels)
             norms = torch.cat([norms, update_D[:trainable].norm().view(1)])
-        self.memory.keep(round_, {"models": models_WP, "rounds": rounds_W, "norms": norms})
+        seen = torch.tensor([round_])
+        self.memory.keep(round_, {"models": models_WP, "spans": spans_W, "seen": seen, "norms": norms})
         return Result(update_D=update_D, notes={"predicts": int(predicts), "steps_seen": len(models_WP) - 1})
 
 
-def predict(models_WP: torch.Tensor, rounds_W: torch.Tensor) -> torch.Tensor:
-    """The next global step [P] from at least two different models, oldest first, and the rounds they were of."""
+def predict(models_WP: torch.Tensor, spans: torch.Tensor) -> torch.Tensor:
+    """The next global step [P] from two or more different models, oldest first, and the rounds between each two."""
     moves = models_WP.double().diff(dim=0)
-    steps = moves / rounds_W.diff()[:, None]
+    steps = moves / spans[:, None]
     last_P = steps[-1]
     # a step is minus a gradient, up to the learning rate: L-BFGS is given gradients
     correction_P = -hessian_times(moves[:-1], -steps.diff(dim=0), moves[-1])
@@ -78,11 +79,14 @@ def predict(models_WP: torch.Tensor, rounds_W: torch.Tensor) -> torch.Tensor:
 def _appended(
     before: dict[str, torch.Tensor], round_: int, model_P: torch.Tensor, window: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The kept models [W, P] and their rounds [W] with this round's; after a void round the same model counts now."""
-    models_WP, rounds_W = model_P[None].clone(), torch.tensor([round_])
-    if before:
-        same = int(torch.equal(before["models"][-1], model_P))
-        end = len(before["rounds"]) - same
-        models_WP = torch.cat([before["models"][:end], models_WP])[-window:]
-        rounds_W = torch.cat([before["rounds"][:end], rounds_W])[-window:]
-    return models_WP, rounds_W
+    """The kept models [W, P] with this round's, and the rounds from each one's last sight to the next one's first [W].
+
+    The first of these is that of a model no longer kept. A void round's model is the same again: nothing is appended.
+    """
+    if not before:
+        return model_P[None].clone(), torch.zeros(1, dtype=torch.int64)
+    models_WP, spans_W = before["models"], before["spans"]
+    if not torch.equal(models_WP[-1], model_P):
+        models_WP = torch.cat([models_WP, model_P[None]])[-window:]
+        spans_W = torch.cat([spans_W, round_ - before["seen"]])[-window:]
+    return models_WP, spans_W
