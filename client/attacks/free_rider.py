@@ -1,7 +1,9 @@
 """Free-riders: clients that send an update without training.
 
-Plain and delta-weights free-riders: Lin et al. 2019 (arXiv 1911.12560); noise that fades over the rounds, c s t^-gamma:
-Fraboni et al. 2021. Buffers (running statistics) are never touched.
+The previous global step (delta weights, with noise: advanced delta weights) is Lin et al. 2019 (arXiv 1911.12560);
+the unchanged model and noise of deviation c s t^-g that fades over the rounds, c in {1, 3} and g in {0.5, 1, 2}, are
+Fraboni et al. 2021 (arXiv 2006.11901). Our choice: s is the mean absolute value of the first step seen, so nothing is
+added before one was; uniformly random weights, Lin et al.'s third form, are left out. Buffers are never touched.
 """
 
 from __future__ import annotations

@@ -1,6 +1,8 @@
 """Attacks as a client runs them: by hand-computable numbers, the same bits after a crash, clear mistakes."""
 
+import re
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -51,6 +53,22 @@ def test_every_attack_has_defaults_and_every_variant_is_tried() -> None:
     for name in ATTACKS:
         check({"name": name}, public=True)
     assert {table["name"] for table in TABLES} == set(ATTACKS)
+
+
+def test_the_documents_name_every_parameter_and_its_default() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "attacks.md").read_text(encoding="utf-8")
+    rows = {row.split("`")[1]: row for row in text.splitlines() if row.startswith("| `")}
+    assert set(rows) <= set(ATTACKS)
+    for name in set(rows) - {"latent", "decoder_samples"}:  # these point to their file
+        params = check({"name": name}, public=True)
+        for key, value in vars(params).items():
+            if (key, value) != ("source", "public"):
+                shown = f'"{value}"' if isinstance(value, str) else f"{value:g}"
+                assert re.search(rf"`{key}`\)? [^`]*{re.escape(shown)}|\(`{key}` {shown}", rows[name]), (
+                    name,
+                    key,
+                    shown,
+                )
 
 
 @pytest.mark.parametrize("table", TABLES, ids=str)
