@@ -41,7 +41,7 @@ class SelfPromotionParams:
     clients: Positive = 5
     coalitions: Positive = 8
     steps: Positive = 20
-    rate: PositiveFloat = 0.2
+    rate: PositiveFloat = 0.05
 
 
 @dataclass(frozen=True, kw_only=True)
