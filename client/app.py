@@ -20,6 +20,7 @@ from client.session import DisconnectedError, Session, connect
 from steelyard.bundle import read_arrays
 from steelyard.certificates import ClientTls
 from steelyard.config import ClientHalf, load_half
+from steelyard.decoder_store import ROLE_FILE
 from steelyard.errors import RefusedError, RunFailedError, UserError
 from steelyard.models import FlatModel
 from steelyard.transport.base import TensorPlane
@@ -153,5 +154,6 @@ def _attack(half: ClientHalf, folder: Path) -> Attack:
         training=half.training,
         seed=half.seed,
         folder=state,
+        decoder=folder / ROLE_FILE if (folder / ROLE_FILE).exists() else None,
     )
     return make_attack(half.attack, resources)

@@ -22,6 +22,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from deploy.decoders import check_decoder
 from deploy.environment import THREADS, process_environment
 from deploy.local import run_local
 from deploy.prepare import client_half, prepare, server_half
@@ -83,6 +84,7 @@ def run_experiment(experiment: Experiment, options: Options, view: View) -> Path
         return run
     if not options.checked:
         check_roles(experiment)
+    check_decoder(experiment)
     honest = None
     if experiment.compares_honest:
         twin = experiment.honest()

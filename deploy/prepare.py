@@ -1,7 +1,8 @@
 """Cuts an experiment into one self-contained folder per role; a process or container is handed its own alone.
 
     server/     half.json, data.safetensors (validation and test sets), certificates/
-    client-3/   half.json, data.safetensors (its shard; the public set if declared), token or certificates/
+    client-3/   half.json, data.safetensors (its shard; the public set if declared), token or certificates/, and for an
+                attacker decoder.safetensors if the experiment names one trained beforehand
 
 The server's folder has no word of who attacks, and a client's has nothing of any other client's. Torch-free.
 """
@@ -16,9 +17,11 @@ from typing import Any
 
 import numpy as np
 
+from deploy.decoders import allowed_decoder
 from steelyard.bundle import write_arrays, write_text
 from steelyard.config import ClientHalf, Experiment, RosterEntry, ServerHalf, Shape, to_json
 from steelyard.data.deal import Deal, deal
+from steelyard.decoder_store import ROLE_FILE
 from steelyard.errors import UserError
 from steelyard.seeding import derive_seed
 
@@ -37,16 +40,20 @@ def prepare(experiment: Experiment, folder: Path) -> Deal:
     """Write every role's folder and return how the data was dealt.
 
     Raises:
-        UserError: the data can't be had or is too small, certificates are missing, or the folder is in use.
+        UserError: the data can't be had or is too small, certificates are missing, the folder is in use, or a
+            decoder is named that is not to be had or not the attacker's to have.
     """
     if any(path.name == "server" or path.name.startswith("client-") for path in folder.glob("*")):
         raise UserError(f"an empty place for role folders expected, {folder} holds some; name another with --out")
     _check_certificates(experiment)
     dealt = deal(experiment)
+    decoder = allowed_decoder(experiment, dealt)
     tokens = [secrets.token_hex(16) for _ in dealt.shards]
     _write_server(experiment, dealt, tokens, server_folder(folder))
     for client, token in enumerate(tokens):
         _write_client(experiment, dealt, client, token, client_folder(folder, client))
+        if decoder is not None and client in experiment.attackers:
+            shutil.copyfile(decoder, client_folder(folder, client) / ROLE_FILE)
     return dealt
 
 

@@ -15,6 +15,7 @@ COMMANDS = {
     "prepare": "write one self-contained folder per role, to be run on any host",
     "replay": "recompute every score of a finished run from its recordings and compare",
     "doctor": "check that an experiment can run here, before it does",
+    "decoder": "train an attacker's decoder beforehand, and store it by its digest",
     "certs": "make the certificates that a server beyond loopback needs",
 }
 

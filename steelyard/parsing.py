@@ -1,8 +1,8 @@
 """Tables (TOML, JSON) into frozen dataclasses, with one clear line for every mistake.
 
 A field's type annotation is its whole schema: bool, int, float, str, `X | None`, Literal, tuple[X, ...],
-dict[str, Any], nested dataclasses, and `Annotated[number, Range(...)]`. An unknown key fails and names the nearest
-known one. Torch-free.
+dict[str, Any], nested dataclasses, a union of dataclasses told apart by their field `kind`, and
+`Annotated[number, Range(...)]`. An unknown key fails and names the nearest known one. Torch-free.
 """
 
 from __future__ import annotations
@@ -112,9 +112,17 @@ def _composite(origin: Any, arguments: tuple[Any, ...], value: Any, where: str) 
     if origin is dict:
         return {key: _value(arguments[1], item, f"{where}.{key}") for key, item in _table(value, where).items()}
     assert origin in (Union, types.UnionType)
-    if value is None and type(None) in arguments:
-        return None
-    return _value(next(a for a in arguments if a is not type(None)), value, where)
+    return _union(arguments, value, where)
+
+
+def _union(arguments: tuple[Any, ...], value: Any, where: str) -> Any:
+    """`X | None`, or one of several dataclasses: the one whose default of `kind` the table names, else the first."""
+    if type(None) in arguments:
+        return None if value is None else _value(next(a for a in arguments if a is not type(None)), value, where)
+    table = _table(value, where)
+    by_kind = {field.default: kind for kind in arguments for field in dataclasses.fields(kind) if field.name == "kind"}
+    first, *_ = by_kind
+    return parse(by_kind[_one_of(tuple(by_kind), table.get("kind", first), f"{where} kind")], table, where)
 
 
 def _table(value: Any, where: str) -> Mapping[str, Any]:

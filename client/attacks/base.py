@@ -30,7 +30,8 @@ class Resources:
 
     `images` [n, channels, height, width] float32 in [0, 1] and `labels` [n] int64 are its shard; `public` is extra
     knowledge that the experiment declares, disjoint from every shard and from the validation and test sets; `seed` is
-    the client's own; `folder` is its state folder.
+    the client's own; `folder` is its state folder; `decoder` is the file of a decoder trained beforehand, if it
+    was handed one.
     """
 
     model: FlatModel
@@ -40,6 +41,7 @@ class Resources:
     training: TrainingConfig
     seed: int
     folder: Path
+    decoder: Path | None = None
 
     @property
     def shape(self) -> Shape:

@@ -12,8 +12,9 @@ import torch
 
 from client.attacks.base import Note, Resources, Result
 from client.attacks.coverage import carry, choose_labels, label_losses
+from client.attacks.handed import handed_decoder
 from steelyard.errors import UserError
-from steelyard.generators import Decoder, DecoderParams, cached_decoder
+from steelyard.generators import Decoder, DecoderParams, MlpParams, cached_decoder
 from steelyard.parsing import NonNegativeFloat, Positive
 from steelyard.seeding import derive_seed
 
@@ -28,13 +29,15 @@ class SynthesisParams:
     leans towards labels of high loss: target share = loss ** tilt (0: all labels the same). `labels` are those that the
     decoder `known`s or `all`: for a label that it was never trained on (its loss is taken as the mean of the others) a
     sample of another label, its carrier, is relabelled, the one that the global model comes nearest to taking for it.
+    `decoder` says how the decoder is trained; `decoder_sha256` names one that was trained beforehand instead ("": none).
     """
 
     samples: Positive = 32
     decoder_source: Source = "own"
     tilt: NonNegativeFloat = 1.0
     labels: Literal["known", "all"] = "known"
-    decoder: DecoderParams = field(default_factory=DecoderParams)
+    decoder: DecoderParams = field(default_factory=MlpParams)
+    decoder_sha256: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,8 +65,12 @@ class Synthesizer:
             images, labels = resources.public_set('decoder_source = "public"')
         if not len(labels):
             raise UserError('[attack] a shard of at least 2 samples expected: reference "own" withholds one, got 1')
-        seed = derive_seed(resources.seed, "decoder")
-        self.decoder: Decoder = cached_decoder(resources.folder, images, labels, resources.shape, params.decoder, seed)
+        if params.decoder_sha256:
+            unseen = params.decoder_source == "own" and bool(withheld.any())
+            self.decoder: Decoder = handed_decoder(resources, params.decoder_sha256, unseen=unseen)
+        else:
+            seed = derive_seed(resources.seed, "decoder")
+            self.decoder = cached_decoder(resources.folder, images, labels, resources.shape, params.decoder, seed)
 
     def draft(self, round_: int, global_D: torch.Tensor) -> Draft:
         """Labels that the client thinks under-covered, and first latents; loads the model.

@@ -14,7 +14,8 @@ from steelyard import bundle
 from steelyard.config import Shape
 from steelyard.errors import BadBundleError
 from steelyard.generators.decoder import Decoder
-from steelyard.generators.training import DecoderParams, train_decoder
+from steelyard.generators.kinds import DecoderParams
+from steelyard.generators.training import train_decoder
 
 VERSION = 1  # of the training: raise it when the same inputs give another decoder
 

@@ -50,7 +50,10 @@ def test_every_command_has_help_of_its_own(command: str, capsys: pytest.CaptureF
     ("arguments", "words"),
     [
         ([], "the following arguments are required: COMMAND"),
-        (["rnu"], "invalid choice: 'rnu' (choose from 'run', 'sweep', 'prepare', 'replay', 'doctor', 'certs')"),
+        (
+            ["rnu"],
+            "invalid choice: 'rnu' (choose from 'run', 'sweep', 'prepare', 'replay', 'doctor', 'decoder', 'certs')",
+        ),
         (["rnu", "run"], "invalid choice: 'rnu'"),
         (["run", "x.toml", "--oder", "1"], "unrecognized arguments: --oder 1"),
         (["run", "x.toml", "--launcher", "ship"], "invalid choice: 'ship' (choose from 'local', 'inline')"),

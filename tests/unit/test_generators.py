@@ -7,11 +7,11 @@ import torch
 from sklearn.datasets import load_digits
 
 from steelyard.config import Shape
-from steelyard.generators import Decoder, DecoderParams, cached_decoder, train_decoder
+from steelyard.generators import Decoder, MlpParams, cached_decoder, train_decoder
 
 Digits = tuple[torch.Tensor, torch.Tensor]
 SHAPE = Shape(channels=1, height=8, width=8, classes=10)
-QUICK = DecoderParams(hidden=32, steps=30)
+QUICK = MlpParams(hidden=32, steps=30)
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +33,7 @@ def same(a: Decoder, b: Decoder) -> bool:
 
 def test_samples_look_like_their_label(digits: Digits) -> None:
     images, labels = digits
-    decoder = train_decoder(images, labels, SHAPE, DecoderParams(steps=300), seed=1)
+    decoder = train_decoder(images, labels, SHAPE, MlpParams(steps=300), seed=1)
     asked = torch.arange(10).repeat_interleave(20)
     made = decoder.sample(asked, torch.Generator().manual_seed(1))
     assert made.shape == (200, 1, 8, 8)
@@ -73,7 +73,7 @@ def test_a_second_start_loads_the_decoder(digits: Digits, tmp_path: Path) -> Non
 def test_everything_that_decides_a_decoder_names_it(digits: Digits, tmp_path: Path) -> None:
     cached_decoder(tmp_path, *digits, SHAPE, QUICK, 1)
     cached_decoder(tmp_path, *digits, SHAPE, QUICK, 2)
-    cached_decoder(tmp_path, *digits, SHAPE, DecoderParams(hidden=32, steps=31), 1)
+    cached_decoder(tmp_path, *digits, SHAPE, MlpParams(hidden=32, steps=31), 1)
     cached_decoder(tmp_path, *only(digits, 1, 2), SHAPE, QUICK, 1)
     assert len(list(tmp_path.iterdir())) == 4
 

@@ -11,7 +11,7 @@ from client.attacks.coverage import choose_labels, label_losses
 from client.attacks.objective import Objective, Weights, minimize
 from client.attacks.reference import from_data, from_step, gradient, honest_norm
 from steelyard.config import Shape, TrainingConfig
-from steelyard.generators import Decoder, DecoderParams, train_decoder
+from steelyard.generators import Decoder, MlpParams, train_decoder
 from steelyard.models import FlatModel
 from steelyard.training import train
 
@@ -33,7 +33,7 @@ def digits() -> Digits:
 
 @pytest.fixture(scope="module")
 def decoder(digits: Digits) -> Decoder:
-    return train_decoder(*digits, SHAPE, DecoderParams(latent=4, hidden=64, steps=200), seed=1)
+    return train_decoder(*digits, SHAPE, MlpParams(latent=4, hidden=64, steps=200), seed=1)
 
 
 @pytest.fixture
@@ -158,7 +158,7 @@ def test_a_label_that_the_model_was_never_taught_is_chosen(model: FlatModel, dec
 def test_a_label_that_the_decoder_lacks_is_never_chosen(model: FlatModel, digits: Digits) -> None:
     images, labels = digits
     keep = (labels == 2) | (labels == 6)
-    lacking = train_decoder(images[keep], labels[keep], SHAPE, DecoderParams(hidden=16, steps=10), seed=1)
+    lacking = train_decoder(images[keep], labels[keep], SHAPE, MlpParams(hidden=16, steps=10), seed=1)
     losses = label_losses(model, lacking, seeded(6))
     assert losses.nonzero().flatten().tolist() == [2, 6]
     assert set(choose_labels(torch.zeros(10), losses, 20).tolist()) == {2, 6}
