@@ -6,6 +6,7 @@ declaration, and of nothing else: its own shard in this very deal, or this very 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from steelyard.config import Experiment
@@ -51,7 +52,10 @@ def _check_settings(experiment: Experiment, made_of: Provenance) -> None:
             f"[attack] decoder_sha256: a decoder of decoder_source = {source!r} expected, this one's source is "
             f"{made_of.source!r}"
         )
-    for key, value in experiment.attack.get("decoder", {}).items():
+    table = experiment.attack.get("decoder", {})
+    if not isinstance(table, Mapping):
+        raise UserError(f"[attack] decoder: a table expected, got {table!r}")
+    for key, value in table.items():
         if made_of.params.get(key) != value:
             raise UserError(
                 f"[attack.decoder] {key}: {made_of.params.get(key)!r} expected, as decoder_sha256 was trained, got "

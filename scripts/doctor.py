@@ -11,6 +11,7 @@ from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from deploy.decoders import check_decoder
 from deploy.launch import check_roles
 from steelyard.config import Experiment, load_experiment
 from steelyard.data.deal import deal
@@ -68,6 +69,7 @@ def _data(experiment: Experiment) -> str:
 
 def _roles(experiment: Experiment) -> str:
     check_roles(experiment)
+    check_decoder(experiment)
     return f"attack {experiment.attack.get('name', 'none')} and the evaluators take their parameters"
 
 

@@ -155,6 +155,36 @@ def test_line_breaks_in_what_came_do_not_break_the_line() -> None:
     assert "\n" not in mistake(**{"a\nb": 1})
 
 
+@dataclass(frozen=True, kw_only=True)
+class Round:
+    kind: Literal["round"] = "round"
+    radius: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Square:
+    kind: Literal["square"] = "square"
+    side: float = 2.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    top: Round | Square = field(default_factory=Round)
+
+
+def test_a_union_of_dataclasses_is_told_apart_by_kind() -> None:
+    assert parse(Table, {"top": {"kind": "square", "side": 3}}, "x").top == Square(side=3.0)
+    assert parse(Table, {"top": {"radius": 4}}, "x").top == Round(radius=4.0)  # left out: the first
+    for top, line in (
+        ({"kind": "sqare"}, "x top kind: one of 'round', 'square' expected, got 'sqare'; did you mean 'square'?"),
+        ({"kind": "square", "radius": 1}, "x top: unknown key 'radius'"),
+        ({"kind": []}, r"x top kind: one of 'round', 'square' expected, got \[\]"),
+        ("round", "x top: a table expected, got 'round'"),
+    ):
+        with pytest.raises(UserError, match=f"^{line.replace('?', chr(92) + '?')}"):
+            parse(Table, {"top": top}, "x")
+
+
 def test_choosing_from_a_literal_dict() -> None:
     assert choose("loo", {"loo": 1, "fedsv": 2}, "evaluator") == 1
     with pytest.raises(UserError, match=r"^unknown evaluator 'fedvs'; did you mean 'fedsv'\? known: loo, fedsv$"):
