@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from deploy.environment import process_environment
-from deploy.launch import check_roles, provenance
+from deploy.launch import provenance
 from scripts.progress import command_name
 from steelyard.bundle import read_arrays, write_arrays, write_text
 from steelyard.config import Experiment, Shape, load_experiment, to_json
@@ -73,7 +73,6 @@ def act(arguments: argparse.Namespace) -> int:
         raise UserError(f"--client: an index below {experiment.clients.count} expected, got {client}")
     if arguments.source == "public" and not experiment.data.public:
         raise UserError("--source public: a public set expected, there is none; set [data] public to its size")
-    check_roles(experiment)
     dealt = deal(experiment)
     out = arguments.out or store_folder()
     with tempfile.TemporaryDirectory() as folder:

@@ -211,7 +211,6 @@ def test_a_reference_of_withheld_samples_needs_a_decoder_that_has_not_seen_them(
     [
         ("--source own --client 3", "--client: an index below 3 expected, got 3"),
         ("--source public --set data.public=0", "--source public: a public set expected, there is none"),
-        ("--source own --set attack.decoder.kind=gan", "client: [attack] decoder_samples decoder kind: one of"),
     ],
 )
 def test_mistakes_on_the_command_line(
@@ -219,3 +218,10 @@ def test_mistakes_on_the_command_line(
 ) -> None:
     assert main(["decoder", "train", str(store.file), *arguments.split()]) == 2
     assert capsys.readouterr().err.startswith(f"steelyard: {line}")
+
+
+def test_a_mistake_in_the_decoders_table_is_told_by_the_child(store: Store, capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["decoder", "train", str(store.file), "--source", "own", "--set", "attack.decoder.kind=gan"]) == 2
+    assert capfd.readouterr().err.startswith(
+        "steelyard: [attack] decoder kind: one of 'mlp', 'conv_vae', 'dcgan' expected"
+    )
