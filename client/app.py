@@ -1,4 +1,9 @@
-"""A client's life: join, and in every round that counts on it fetch the model, make an update, submit it."""
+"""A client's life: join, and in every round that counts on it fetch the model, make an update, submit it.
+
+A client with a schedule holds a session before its first round too, as a watcher: only the server can tell which round
+it is. After the last round before its `leave` it says goodbye and its session ends. One that never returns ends then;
+one that returns joins anew at once and watches until its round comes.
+"""
 
 from __future__ import annotations
 
@@ -67,7 +72,7 @@ class Client:
         self._attack = _attack(self.half, folder)
 
     def run(self) -> None:
-        """Take part until the run ends.
+        """Take part until the run ends, or until this client's last round is over.
 
         Raises:
             RunFailedError: the server could not be reached for `transport.timeout_s`, or the run failed.
@@ -78,8 +83,10 @@ class Client:
             log.info("joined %s as client %d", self._address, session.client)
             try:
                 with session:
-                    self._take_part(session)
+                    is_over = self._take_part(session)
+                if is_over:
                     return
+                log.info("left as scheduled, joining again to watch")
             except DisconnectedError as lost:
                 if _has_ended(session.state):  # a server whose run is over goes away, late clients or not
                     return
@@ -89,17 +96,22 @@ class Client:
         channel = dial(self._address, self._tls)
         return Session(channel, self._metadata, self._make_plane, self.half.transport.timeout_s)
 
-    def _take_part(self, session: Session) -> None:
-        handled = 0
+    def _take_part(self, session: Session) -> bool:
+        """Work until the run ends or the schedule says leave; returns whether nothing is left to do after that."""
+        stay, handled = self.half.stay, 0
         while True:
-            state = session.wait_for(lambda s: s.phase in ENDED or (_is_work(s) and s.round > handled))  # noqa: B023 - called before `handled` changes
-            if _has_ended(state):
-                return
+            state = session.wait_for(
+                lambda s: s.phase in ENDED or stay.is_over(s.round) or (_is_work(s) and s.round > handled)  # noqa: B023 - called before `handled` changes
+            )
+            if _has_ended(state) or stay.is_over(state.round):
+                return True
             handled = int(state.round)
             try:
                 self._work(session, handled)
             except RefusedError as refused:  # the server logged it too; the next round is a new chance
                 log.warning("round %d: %s", handled, refused)
+            if not stay.covers(handled + 1):
+                return stay.is_over(handled + 1)
 
     def _work(self, session: Session, number: int) -> None:
         global_D = torch.from_numpy(session.fetch(number))

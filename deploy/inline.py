@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from deploy.prepare import client_folder, server_folder
 from server.app import serve
 from steelyard.config import ServerHalf, load_half
 from steelyard.errors import SteelyardError, WaitTimeoutError
+from steelyard.participation import Stay
 from steelyard.process import exit_with_launcher, run_main, settle_down
 from steelyard.transport.memory import MemoryHub
 
@@ -28,11 +29,13 @@ class Turns:
 
     Args:
         order: the clients in the order in which they work.
+        stays: the rounds that each takes part in; nobody waits for the turn of one outside its rounds.
         timeout_s: bounds the wait for one's turn.
     """
 
-    def __init__(self, order: tuple[int, ...], timeout_s: float) -> None:
+    def __init__(self, order: tuple[int, ...], stays: Mapping[int, Stay], timeout_s: float) -> None:
         self._order = order
+        self._stays = stays
         self._timeout_s = timeout_s
         self._changed = threading.Condition()
         self._done: dict[int, int] = {}
@@ -40,7 +43,7 @@ class Turns:
     @contextmanager
     def turn(self, client: int, number: int) -> Iterator[None]:
         """Wait until all before this client are done with the round; its own turn ends with the block."""
-        place = self._order.index(client)
+        place = [other for other in self._order if self._stays[other].covers(number)].index(client)
         with self._changed:
             if not self._changed.wait_for(lambda: self._done.get(number, 0) >= place, self._timeout_s):
                 raise WaitTimeoutError(f"client {client} waited {self._timeout_s:g} s for its turn in round {number}")
@@ -60,7 +63,7 @@ def run_inline(roles: Path, run: Path, order: tuple[int, ...]) -> None:
     """
     half: ServerHalf = load_half(ServerHalf, server_folder(roles) / "half.json")
     hub = MemoryHub() if half.transport.tensors == "memory" else None
-    turns = Turns(order, half.protocol.round_deadline_s)
+    turns = Turns(order, {entry.client: entry.stay for entry in half.roster}, half.protocol.round_deadline_s)
     faults: list[SteelyardError] = []
     threads: list[threading.Thread] = []
 

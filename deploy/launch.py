@@ -167,8 +167,8 @@ def _check_halves(halves: Sequence[tuple[str, str]]) -> None:
 def _bare_halves(experiment: Experiment) -> dict[str, str]:
     """Both kinds of half without data: enough for a role to check its plug-ins' parameters."""
     shape = Shape(channels=1, height=1, width=1, classes=1)
-    clients = range(experiment.clients.count)
-    who = experiment.attackers[0] if experiment.attackers else 0
+    clients = experiment.clients.present
+    who = experiment.attackers[0] if experiment.attackers else clients[0]
     server = server_half(experiment, shape, tuple(RosterEntry(client=k, samples=1) for k in clients))
     return {"server": to_json(server), "client": to_json(client_half(experiment, shape, who))}
 
@@ -204,7 +204,7 @@ def _run_one(experiment: Experiment, run: Path, honest: Path | None, options: Op
 def _launch(experiment: Experiment, run: Path, options: Options, view: View) -> None:
     roles = run / ROLES
     if options.launcher == "local":
-        run_local(roles, run, experiment.clients.count, view.poll, view.say)
+        run_local(roles, run, experiment.clients.present, view.poll, view.say)
         return
     command = [sys.executable, "-m", "deploy.inline", str(roles), "--run", str(run)]
     if options.order:

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
@@ -48,13 +48,15 @@ class Process:
         return lines[-1].removeprefix("steelyard: ") if lines else "it left no word"
 
 
-def run_local(roles: Path, run: Path, clients: int, poll: Callable[[], None], say: Callable[[str], None]) -> None:
+def run_local(
+    roles: Path, run: Path, clients: Iterable[int], poll: Callable[[], None], say: Callable[[str], None]
+) -> None:
     """Run one prepared experiment to its end.
 
     Args:
         roles: the folder of role folders.
         run: the run directory that the server writes.
-        clients: how many client folders there are.
+        clients: the indices of the client folders that there are.
         poll: called often while the run goes on; may show progress.
         say: takes one line for the person, e.g. that a client died.
 
@@ -67,7 +69,7 @@ def run_local(roles: Path, run: Path, clients: int, poll: Callable[[], None], sa
         server = _start("server", server_folder(roles), ["--run", str(run)], subprocess.PIPE)
         processes.append(server)
         address = _await_address(server)
-        for client in range(clients):  # one by one, so that those started are ended if the next can't start
+        for client in clients:  # one by one, so that those started are ended if the next can't start
             processes += [_start("client", client_folder(roles, client), ["--server", address], None)]
         _follow(server, processes[1:], poll, say)
         _await_end(processes[1:])

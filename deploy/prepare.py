@@ -4,7 +4,9 @@
     client-3/   half.json, data.safetensors (its shard; the public set if declared), token or certificates/, and for an
                 attacker decoder.safetensors if the experiment names one trained beforehand
 
-The server's folder has no word of who attacks, and a client's has nothing of any other client's. Torch-free.
+The server's folder has no word of who attacks, and a client's has nothing of any other client's, with one exception
+that the experiment must declare: colluding attackers hold each other's shards. Absent clients have no folder; what the
+others are handed is the same with and without them. Torch-free.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ import numpy as np
 
 from deploy.decoders import allowed_decoder
 from steelyard.bundle import write_arrays, write_text
-from steelyard.config import ClientHalf, Experiment, RosterEntry, ServerHalf, Shape, to_json
+from steelyard.config import ClientHalf, Experiment, Ring, RosterEntry, ServerHalf, Shape, to_json
 from steelyard.data.deal import Deal, deal
 from steelyard.decoder_store import ROLE_FILE
 from steelyard.errors import UserError
@@ -48,9 +50,9 @@ def prepare(experiment: Experiment, folder: Path) -> Deal:
     _check_certificates(experiment)
     dealt = deal(experiment)
     decoder = allowed_decoder(experiment, dealt)
-    tokens = [secrets.token_hex(16) for _ in dealt.shards]
+    tokens = {client: secrets.token_hex(16) for client in experiment.clients.present}
     _write_server(experiment, dealt, tokens, server_folder(folder))
-    for client, token in enumerate(tokens):
+    for client, token in tokens.items():
         _write_client(experiment, dealt, client, token, client_folder(folder, client))
         if decoder is not None and client in experiment.attackers:
             shutil.copyfile(decoder, client_folder(folder, client) / ROLE_FILE)
@@ -69,11 +71,13 @@ def server_half(experiment: Experiment, shape: Shape, roster: tuple[RosterEntry,
         scoring=experiment.scoring,
         protocol=experiment.protocol,
         transport=experiment.transport,
+        clients=experiment.clients.count,
     )
 
 
 def client_half(experiment: Experiment, shape: Shape, client: int) -> ClientHalf:
-    """One client's half: its own seed and attack."""
+    """One client's half: its own seed, rounds and attack."""
+    ring = experiment.ring_of(client)
     return ClientHalf(
         client=client,
         seed=derive_seed(experiment.seed, "client", client),
@@ -83,15 +87,18 @@ def client_half(experiment: Experiment, shape: Shape, client: int) -> ClientHalf
         attack=experiment.attack_of(client),
         public=experiment.knows_public(client),
         transport=experiment.transport,
+        stay=experiment.clients.stays[client],
+        ring=Ring(clients=ring, seed=derive_seed(experiment.seed, "client", ring[0])) if ring else None,
     )
 
 
-def _write_server(experiment: Experiment, dealt: Deal, tokens: list[str], folder: Path) -> None:
+def _write_server(experiment: Experiment, dealt: Deal, tokens: dict[int, str], folder: Path) -> None:
     _make(folder)
     secure = bool(experiment.transport.certificates)
-    hashes = ["" if secure else hashlib.sha256(token.encode()).hexdigest() for token in tokens]
+    hashes = {k: "" if secure else hashlib.sha256(token.encode()).hexdigest() for k, token in tokens.items()}
     roster = tuple(
-        RosterEntry(client=k, samples=len(shard), token_sha256=hashes[k]) for k, shard in enumerate(dealt.shards)
+        RosterEntry(client=k, samples=len(dealt.shards[k]), token_sha256=hashes[k], stay=stay)
+        for k, stay in experiment.clients.stays.items()
     )
     write_text(folder / "half.json", to_json(server_half(experiment, dealt.shape, roster)))
     write_arrays(
@@ -117,6 +124,10 @@ def _write_client(experiment: Experiment, dealt: Deal, client: int, token: str, 
     }
     if half.public:
         arrays |= {"public_images": dealt.public.images, "public_labels": dealt.public.labels}
+    for ally in half.ring.clients if half.ring else ():
+        if ally != client:
+            shard = dealt.shards[ally]
+            arrays |= {f"ally_{ally}_images": shard.images, f"ally_{ally}_labels": shard.labels}
     write_arrays(folder / "data.safetensors", arrays)
     if experiment.transport.certificates:
         _copy_certificates(Path(experiment.transport.certificates), f"client-{client}", folder)
@@ -140,7 +151,7 @@ def _check_certificates(experiment: Experiment) -> None:
     if not experiment.transport.certificates:
         return
     source = Path(experiment.transport.certificates)
-    roles = ("server", *(f"client-{client}" for client in range(experiment.clients.count)))
+    roles = ("server", *(f"client-{client}" for client in experiment.clients.present))
     for path in (source / "ca.pem", *(source / role for role in roles)):
         if not path.exists():
             raise UserError(f"certificates expected, there is no {path}; make them with `steelyard certs`")

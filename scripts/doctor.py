@@ -64,7 +64,8 @@ def _data(experiment: Experiment) -> str:
     dealt = deal(experiment)
     sizes = sorted(len(shard) for shard in dealt.shards)
     sets = f"validation {len(dealt.validation)}, test {len(dealt.test)}, public {len(dealt.public)}"
-    return f"{experiment.data.dataset}: {len(sizes)} shards of {sizes[0]} to {sizes[-1]} samples, {sets}"
+    absent = f" ({len(experiment.clients.absent)} of them of absent clients)" if experiment.clients.absent else ""
+    return f"{experiment.data.dataset}: {len(sizes)} shards{absent} of {sizes[0]} to {sizes[-1]} samples, {sets}"
 
 
 def _roles(experiment: Experiment) -> str:
@@ -93,15 +94,15 @@ def _certificates(experiment: Experiment) -> str:
                 f"{host} is beyond loopback: make certificates with `steelyard certs` and name their folder"
             )
         return "none needed on loopback: join tokens identify the clients"
-    for role in ("server", *(f"client-{k}" for k in range(experiment.clients.count))):
+    for role in ("server", *(f"client-{k}" for k in experiment.clients.present)):
         if not (Path(folder) / role / "cert.pem").exists():
             raise UserError(f"{role}'s certificate expected in {folder}; make certificates with `steelyard certs`")
-    return f"{folder} has the server's and {experiment.clients.count} clients'"
+    return f"{folder} has the server's and {len(experiment.clients.present)} clients'"
 
 
 def _disk(experiment: Experiment, out: Path) -> str:
     twins = 1 + experiment.compares_honest
-    need = MODEL_BYTES * (experiment.clients.count + 1) * experiment.rounds * twins
+    need = MODEL_BYTES * (len(experiment.clients.present) + 1) * experiment.rounds * twins
     place = next(path for path in (out.resolve(), *out.resolve().parents) if path.exists())
     free = shutil.disk_usage(place).free
     if free < need:
@@ -110,7 +111,7 @@ def _disk(experiment: Experiment, out: Path) -> str:
 
 
 def _processes(experiment: Experiment) -> str:
-    count = experiment.clients.count + 1
+    count = len(experiment.clients.present) + 1
     need = count * PROCESS_BYTES
     available = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     if available < need:

@@ -26,8 +26,10 @@ def act(arguments: argparse.Namespace) -> int:
     dealt = prepare(experiment, arguments.out)
     for client, shard in enumerate(dealt.shards):
         counts = shard.histogram(dealt.shape.classes)
-        print(f"client {client}: {len(shard)} samples, {sum(c > 0 for c in counts)} of {len(counts)} labels")
+        note = "" if client in experiment.clients.present else ", absent"
+        print(f"client {client}: {len(shard)} samples, {sum(c > 0 for c in counts)} of {len(counts)} labels{note}")
+    first = client_folder(arguments.out, experiment.clients.present[0])
     print(f"server: {len(dealt.validation)} validation and {len(dealt.test)} test samples")
     print(f"start the server   python -m server {server_folder(arguments.out)}")
-    print(f"then each client   python -m client {client_folder(arguments.out, 0)} --server HOST:PORT   (and so on)")
+    print(f"then each client   python -m client {first} --server HOST:PORT   (and so on)")
     return 0

@@ -35,13 +35,18 @@ class Progress:
         """Announce a run."""
         self.run = run
         self._experiment = experiment
-        self._watched = experiment.attackers[0] if experiment.attackers else 0
+        attackers, present = experiment.attackers, experiment.clients.present
+        self._watched = attackers[0] if attackers else present[0]
         self._honest = _totals(honest, self._watched) if honest else {}
         self._seen = len(read_events(run))
         self._rounds_seen = 0
         self._since: float | None = None
-        who = f"client {self._watched} attacks ({experiment.attack['name']})" if experiment.attack else "nobody attacks"
-        clients, rounds = experiment.clients.count, experiment.rounds
+        who = "nobody attacks"
+        if len(attackers) == 1:
+            who = f"client {self._watched} attacks ({experiment.attack['name']})"
+        elif attackers:
+            who = f"clients {', '.join(map(str, attackers))} attack ({experiment.attack['name']})"
+        clients, rounds = len(present), experiment.rounds
         self.say(f"\n{run}: server and {clients} clients, {rounds} rounds, {who}")
         if self._seen:
             self.say("  an interrupted run is here; it goes on where it stopped")

@@ -63,8 +63,8 @@ def _order(arguments: argparse.Namespace, experiment: Experiment) -> tuple[int, 
         order = tuple(int(client) for client in arguments.order.split(","))
     except ValueError:
         order = ()
-    if sorted(order) != list(range(experiment.clients.count)):
-        raise UserError(
-            f"--order: every client below {experiment.clients.count} once expected, got {arguments.order!r}"
-        )
+    clients = experiment.clients
+    if sorted(order) != list(clients.present):
+        but = f" but the absent {list(clients.absent)}" if clients.absent else ""
+        raise UserError(f"--order: every client below {clients.count}{but} once expected, got {arguments.order!r}")
     return order

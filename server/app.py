@@ -100,6 +100,7 @@ def _coordinator(half: ServerHalf, data: Arrays, roster: Roster, run: Path, ledg
     protocol, next_round = half.protocol, ledger.settled_rounds + 1
     machine = RoundMachine(
         clients=roster.clients,
+        stays=roster.stays,
         rounds=half.rounds,
         quorum=protocol.quorum,
         round_deadline_s=protocol.round_deadline_s,

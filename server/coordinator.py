@@ -431,6 +431,8 @@ class Coordinator:
         last: State | None = None
         while is_active():
             with self._changed:
+                if session.left:
+                    return
                 if not self._sessions.is_current(session):
                     raise RefusedError("STALE_SESSION", f"client {session.client}'s session ended; join again")
                 state, left = self._state_for(session.client), self._seconds_left()

@@ -1,4 +1,4 @@
-"""Who the clients are: identity from the certificate or the join token, samples n_k from `prepare`. Knows no rounds."""
+"""Who the clients are: identity from the certificate or the join token, samples n_k and stays from `prepare`."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ class Roster:
     def __init__(self, entries: tuple[RosterEntry, ...]) -> None:
         self.clients = tuple(sorted(entry.client for entry in entries))
         self._samples = {entry.client: entry.samples for entry in entries}
+        self.stays = {entry.client: entry.stay for entry in entries}
         self._tokens = {entry.client: entry.token_sha256 for entry in entries if entry.token_sha256}
 
     def samples(self, client: int) -> int:

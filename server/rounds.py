@@ -6,6 +6,9 @@ the app feeds it and carries out what it decides. Two rules stand above the tabl
 1. A handler only notes a fact, after checking that the fact is possible; `_decide` alone draws conclusions from it.
 2. An event that the table or its handler does not allow raises `IllegalEventError` and changes nothing.
 
+A round expects the clients whose stay covers it, and they alone take part: one outside its rounds may be live, but only
+watches. A round whose stays begin with it is worth a wait for those that come, even where a quorum is there already.
+
 A round that closes with fewer updates than the quorum is void: the model stays as it is and every value is 0. A void
 round counts as a round: it is settled and recorded under its number, and the next number follows. `max_void_rounds` of
 them in a row are tolerated; one more, once it is settled, fails the run.
@@ -14,11 +17,12 @@ them in a row are tolerated; one more, once it is settled, fails the run.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 
 from steelyard.errors import IllegalEventError, UserError
+from steelyard.participation import Stay, check_rounds, expected
 
 
 class Phase(Enum):
@@ -138,12 +142,12 @@ class RoundMachine:
     """The run's rounds, one event at a time.
 
     Times are seconds of one monotonic clock of the caller's. The run starts, or starts again, by waiting for clients:
-    until all of the roster are live, or until `join_timeout_s` is over, when a quorum is enough.
+    until all that the round expects are live, or until `join_timeout_s` is over, when a quorum is enough.
 
     Args:
         clients: the roster's client indices.
         rounds: number of the last round; rounds count from 1.
-        quorum: updates that a round needs to count (0: `default_quorum`).
+        quorum: updates that a round needs to count (0: `default_quorum` of the clients that it expects).
         round_deadline_s: how long a round stays open at most.
         join_timeout_s: how long to wait for clients at most.
         max_void_rounds: void rounds in a row that are tolerated.
@@ -152,9 +156,10 @@ class RoundMachine:
         void_rounds: void rounds in a row just before `next_round`.
         received: clients whose update of `next_round` is durable from before a restart; they take part in it whether
             or not they are live again when it opens.
+        stays: in which rounds each client takes part (None: all in every round).
 
     Raises:
-        UserError: more updates are asked for than there are clients.
+        UserError: more updates are asked for than there are clients, or than some round expects.
     """
 
     def __init__(
@@ -170,15 +175,20 @@ class RoundMachine:
         next_round: int = 1,
         void_rounds: int = 0,
         received: Collection[int] = (),
+        stays: Mapping[int, Stay] | None = None,
     ) -> None:
         assert len(set(clients)) == len(clients) > 0, "a roster of distinct clients"
         assert 1 <= next_round <= rounds + 1, "the next round is one of the run's"
-        assert set(received) <= set(clients), "updates come from the roster"
+        stays = dict.fromkeys(clients, Stay()) if stays is None else stays
+        assert set(stays) == set(clients), "a stay for every client"
+        assert set(received) <= expected(stays, next_round), "updates come from those that the round expects"
         if not 0 <= quorum <= len(clients):
             raise UserError(f"[protocol] quorum: at most the number of clients ({len(clients)}) expected, got {quorum}")
+        check_rounds(stays, rounds, quorum, "[clients] schedule")
         self._roster = frozenset(clients)
+        self._stays = dict(stays)
         self._rounds = rounds
-        self._quorum = quorum or default_quorum(len(clients))
+        self._quorum_asked_for = quorum
         self._round_deadline_s = round_deadline_s
         self._join_timeout_s = join_timeout_s
         self._max_void_rounds = max_void_rounds
@@ -297,11 +307,23 @@ class RoundMachine:
     # Decisions: one at a time, until nothing more follows.
 
     def _wait(self, now: float) -> None:
-        """Between two rounds. A quorum of live clients goes on at once, as does a run that is over."""
-        at_once = self._run_is_over or len(self._live) >= self._quorum
-        self._waiting_s = 0.0 if at_once else self._join_timeout_s
+        """Between two rounds: who is waited for, and how long at most.
+
+        A quorum of live clients waits for those alone whose stay begins with the next round, and else goes on at once,
+        as does a run that is over.
+        """
+        number = self._round + 1
+        self._expected = expected(self._stays, number)
+        self._quorum = self._quorum_asked_for or default_quorum(len(self._expected))
+        self._awaited = self._expected
+        if self._run_is_over:
+            self._awaited = frozenset()
+        elif len(self._live & self._expected) >= self._quorum:
+            self._awaited = self._expected - expected(self._stays, number - 1)
+        missing = self._awaited - self._live
+        self._waiting_s = self._join_timeout_s if missing else 0.0
         self._phase, self._timer = Phase.WAITING, now + self._waiting_s
-        self._reason = f"waiting {self._waiting_s:g} s at most for {_names(self._roster - self._live) or 'nobody'}"
+        self._reason = f"waiting {self._waiting_s:g} s at most for {_names(missing) or 'nobody'}"
 
     @property
     def _run_is_over(self) -> bool:
@@ -315,14 +337,17 @@ class RoundMachine:
         return self._decide_open(now) if self._phase is Phase.OPEN else None
 
     def _decide_waiting(self, now: float) -> Action | None:
-        if self._live == self._roster:
-            return self._open(now, f"all {_count(len(self._roster), 'client')} live")
-        if now < self._timer:
+        live = self._live & self._expected
+        everybody = _count(len(self._expected), "client")
+        if live == self._expected:
+            return self._open(now, f"all {everybody} live")
+        timed_out = now >= self._timer
+        if not timed_out and (self._awaited - live or len(live) < self._quorum):
             return None
-        waited = f"after waiting {self._waiting_s:g} s, " if self._waiting_s else ""
-        absent = _names(self._roster - self._live)
-        state = f"{waited}{len(self._live)} of {_count(len(self._roster), 'client')} live, {absent} missing"
-        if len(self._live | self._received) >= self._quorum:
+        waited = f"after waiting {self._waiting_s:g} s, " if self._waiting_s and timed_out else ""
+        absent = _names(self._expected - live)
+        state = f"{waited}{len(live)} of {everybody} live, {absent} missing"
+        if len(live | self._received) >= self._quorum:
             return self._open(now, state)
         return self._abort(f"{state}; the quorum is {self._quorum}")
 
@@ -342,7 +367,7 @@ class RoundMachine:
     def _open(self, now: float, reason: str) -> OpenRound:
         self._phase, self._reason = Phase.OPEN, reason
         self._round += 1
-        self._participants = self._live | self._received
+        self._participants = self._live & self._expected | self._received
         self._timer = now + self._round_deadline_s
         return OpenRound(self._round, self.participants, self._timer, reason)
 

@@ -12,7 +12,7 @@ from steelyard.errors import RefusedError
 class Session:
     """One client's session. A session whose watch stream broke may be replaced.
 
-    `watching` counts the open streams, `streams` all that there ever were.
+    `watching` counts the open streams, `streams` all that there ever were; `left`: its client said goodbye.
     """
 
     id: str
@@ -20,6 +20,7 @@ class Session:
     expires: float
     watching: int = 0
     streams: int = 0
+    left: bool = False
 
 
 class Sessions:
@@ -68,8 +69,9 @@ class Sessions:
             self._by_client[client].expires = now + self.lease_s
 
     def close(self, client: int) -> None:
-        """End a client's session."""
-        self._by_client.pop(client, None)
+        """End a client's session, because it said goodbye."""
+        if client in self._by_client:
+            self._by_client.pop(client).left = True
 
     def expire(self, now: float) -> tuple[int, ...]:
         """End the sessions whose lease ran out; returns their clients in order."""

@@ -17,7 +17,9 @@ from typing import Any, Literal
 
 from steelyard.errors import UserError
 from steelyard.parsing import NonNegative, NonNegativeFloat, Positive, PositiveFloat, parse
+from steelyard.participation import Stay, check_rounds, check_schedule, stays
 
+LAUNCHERS_KEYS = ("clients", "compare_honest", "knowledge", "collude")  # of [attack]; the rest is the attack's own
 MAX_NAME = 100  # with a hash behind it, still a file name everywhere
 EVALUATORS: tuple[dict[str, Any], ...] = tuple(
     {"name": f"{kind}_{utility}", "kind": kind, "utility": utility}
@@ -68,9 +70,26 @@ class TrainingConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ClientsConfig:
-    """How many clients take part."""
+    """How many clients there are, and who takes part when.
+
+    `absent` clients are dealt their shard and never take part: the same experiment without them. Each table of
+    `schedule` names a client and its first round (`join`), the first one without it (`leave`) and the first one with it
+    again (`return`); see `steelyard.participation`.
+    """
 
     count: Positive = 10
+    absent: tuple[NonNegative, ...] = ()
+    schedule: tuple[dict[str, int], ...] = ()
+
+    @property
+    def present(self) -> tuple[int, ...]:
+        """The clients that take part in some round, in order."""
+        return tuple(client for client in range(self.count) if client not in self.absent)
+
+    @property
+    def stays(self) -> dict[int, Stay]:
+        """In which rounds each of them takes part."""
+        return stays(self.present, self.schedule)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,11 +182,15 @@ class Experiment:
         """The attack's own table as handed to one client: its name and parameters, or honest."""
         if client not in self.attackers:
             return {"name": "honest"}
-        return {k: v for k, v in self.attack.items() if k not in ("clients", "compare_honest", "knowledge")}
+        return {k: v for k, v in self.attack.items() if k not in LAUNCHERS_KEYS}
 
     def knows_public(self, client: int) -> bool:
         """Whether a client is handed the public set: only an attacker whose declared knowledge is "public" is."""
         return client in self.attackers and self.attack.get("knowledge") == "public"
+
+    def ring_of(self, client: int) -> tuple[int, ...]:
+        """The colluding clients that a client is one of, in order; empty for everybody else."""
+        return tuple(sorted(self.attackers)) if client in self.attackers and self.attack.get("collude") else ()
 
     def digest(self) -> str:
         """Names what decides the results: 10 hex digits of SHA-256 over all but name, transport and data folder."""
@@ -191,7 +214,7 @@ class Shape:
 
 @dataclass(frozen=True, kw_only=True)
 class RosterEntry:
-    """One client as the server knows it: its index and its samples n_k, which no client declares by itself.
+    """One client as the server knows it: its index, samples n_k and rounds, none of which it declares by itself.
 
     On loopback also the SHA-256 of its join token; beyond loopback the certificate names the client.
     """
@@ -199,13 +222,15 @@ class RosterEntry:
     client: int
     samples: int
     token_sha256: str = ""
+    stay: Stay = field(default_factory=Stay)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ServerHalf:
     """The server's half of an experiment. It has no word of who attacks; a test holds it to that.
 
-    Not even the experiment's name: people name an experiment after its attack.
+    Not even the experiment's name: people name an experiment after its attack. `clients` counts the absent ones too,
+    who are not on the roster and whose values are 0 (0: there is nobody else).
     """
 
     seed: int
@@ -217,13 +242,23 @@ class ServerHalf:
     scoring: ScoringConfig
     protocol: ProtocolConfig
     transport: TransportConfig
+    clients: NonNegative = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ring:
+    """What a colluding client is told: the indices of all of them in order, the first one their leader; its seed."""
+
+    clients: tuple[int, ...]
+    seed: int
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClientHalf:
-    """One client's half: its own index, seed and attack, and nothing of any other client's.
+    """One client's half: its own index, seed, rounds and attack, and nothing of any other client's.
 
-    `seed` is derived from the experiment's for this client alone, so that no client can redo another's shuffles.
+    `seed` is derived from the experiment's for this client alone, so that no client can redo another's shuffles. Only
+    a colluding attacker has a `ring`.
     """
 
     client: int
@@ -234,6 +269,8 @@ class ClientHalf:
     attack: dict[str, Any]
     public: bool
     transport: TransportConfig
+    stay: Stay = field(default_factory=Stay)
+    ring: Ring | None = None
 
 
 def load_experiment(path: Path, overrides: Sequence[str] = ()) -> Experiment:
@@ -312,18 +349,31 @@ def _override_value(text: str) -> Any:
 
 def _cross_check(experiment: Experiment, where: str) -> None:
     """What no single field can say; each part names its own table."""
-    name, count, quorum = experiment.name, experiment.clients.count, experiment.protocol.quorum
+    name, quorum = experiment.name, experiment.protocol.quorum
     if not name or not name.replace("-", "").replace("_", "").isalnum() or len(name) > MAX_NAME:
         raise UserError(
             f"{where} name: up to {MAX_NAME} letters, digits, - and _ expected (it names a folder), got {name!r}"
         )
-    if quorum > count:
+    _check_clients(experiment, f"{where} [clients]")
+    if quorum > (count := len(experiment.clients.present)):
         raise UserError(f"{where} [protocol] quorum: at most the {count} clients expected, got {quorum}")
+    check_rounds(experiment.clients.stays, experiment.rounds, quorum, f"{where} [clients] schedule")
     names = [table.get("name") for table in experiment.evaluators]
     if not all(isinstance(name, str) and name for name in names) or len(set(names)) != len(names):
         raise UserError(f"{where} [[evaluators]]: each needs a `name` of its own, got {', '.join(map(repr, names))}")
     if experiment.attack:
         _check_attack(experiment, f"{where} [attack]")
+
+
+def _check_clients(experiment: Experiment, where: str) -> None:
+    """Who is absent and who comes and goes."""
+    clients = experiment.clients
+    absent = list(clients.absent)
+    if len(set(absent)) != len(absent) or any(client >= clients.count for client in absent):
+        raise UserError(f"{where} absent: indices below {clients.count}, each once, expected, got {absent}")
+    if not clients.present:
+        raise UserError(f"{where} absent: at least one client that takes part expected, all {clients.count} are absent")
+    check_schedule(clients.present, clients.schedule, experiment.rounds, f"{where} schedule")
 
 
 def _check_attack(experiment: Experiment, where: str) -> None:
@@ -339,8 +389,13 @@ def _check_attack(experiment: Experiment, where: str) -> None:
             f"{where} clients: at least one and each once expected, got {attackers!r}; "
             "leave out [attack] if nobody attacks"
         )
-    if not isinstance(attack.get("compare_honest", True), bool):
-        raise UserError(f"{where} compare_honest: true or false expected, got {attack['compare_honest']!r}")
+    if absent := [client for client in attackers if client in experiment.clients.absent]:
+        raise UserError(f"{where} clients: clients that take part expected, {absent} are absent; leave them out of one")
+    for key in ("compare_honest", "collude"):
+        if not isinstance(attack.get(key, True), bool):
+            raise UserError(f"{where} {key}: true or false expected, got {attack[key]!r}")
+    if attack.get("collude") and len(attackers) < 2:
+        raise UserError(f"{where} collude = true: at least two clients expected, got {attackers!r}")
     knowledge = attack.get("knowledge", "own")
     if knowledge not in ("own", "public"):
         raise UserError(f"{where} knowledge: 'own' or 'public' expected, got {knowledge!r}")

@@ -46,7 +46,8 @@ def summarize(run: Path, honest: Path | None, attackers: Sequence[int], *, bound
         _check_twin(attacked, plain)
     experiment, data = this.manifest["experiment"], this.manifest["data"]
     kinds = {table["name"]: table["kind"] for table in experiment["evaluators"]}
-    benign = [client for client in range(len(data["samples"])) if client not in attackers]
+    absent = _absent(this)
+    benign = [client for client in range(len(data["samples"])) if client not in attackers and client not in absent]
     summary = {
         "name": experiment["name"],
         "seed": experiment["seed"],
@@ -58,6 +59,7 @@ def summarize(run: Path, honest: Path | None, attackers: Sequence[int], *, bound
             "dataset": experiment["data"]["dataset"],
             "partition": experiment["data"]["partition"],
             "samples": data["samples"],
+            "absent": absent,
             "labels": [sum(count > 0 for count in counts) for counts in data["coverage"]],
             "classes": len(data["coverage"][0]),
             "validation": data["validation"],
@@ -110,7 +112,8 @@ def _inflation_sentence(evaluator: str, results: Table, inflation: Table) -> str
         f"from {honest['total'][client]:.4f} to {attacked['total'][client]:.4f} "
         f"(standard error {_figure(inflation['std_error'])} from sampling coalitions, "
         f"{_figure(inflation['validation_std_error'])} over validation examples), "
-        f"and {_rank_change(honest['rank'][client], attacked['rank'][client])} of {len(honest['rank'])}."
+        f"and {_rank_change(honest['rank'][client], attacked['rank'][client])} "
+        f"of {sum(rank is not None for rank in honest['rank'])}."
     )
 
 
@@ -183,12 +186,25 @@ def _totals(records: Records, name: str, kind: str, validation: int) -> Table:
         "total": total,
         "std_error": measures.root_sum_of_squares(scores.std_error),
         "validation_std_error": measures.root_sum_of_squares(scores.validation_std_error),
-        "rank": measures.ranks(total),
+        "rank": _ranks(total, _absent(records)),
         "shares": shares.values,
         "shares_reason": shares.reason,
         "rounds_evaluated": np.sum(scores.evaluated, axis=0).astype(int),
         "cumulative": np.cumsum(scores.value, axis=0),
     }
+
+
+def _absent(records: Records) -> list[int]:
+    """The clients that were never there."""
+    return list(records.manifest["experiment"].get("clients", {}).get("absent", []))
+
+
+def _ranks(total: Floats, absent: Sequence[int]) -> Floats:
+    """Ranks [N] among the clients that were there; NaN for the others, whose value of 0 nobody earned."""
+    here = ~np.isin(np.arange(len(total)), absent)
+    ranks = np.full(len(total), np.nan)
+    ranks[here] = measures.ranks(total[here])
+    return ranks
 
 
 def _stealth(attacker: int, attacked: Records | None, honest: Records | None, benign: list[int]) -> Table:

@@ -42,16 +42,21 @@ def print_summary(summary: dict[str, Any], console: Console, evaluator: str = ""
 def client_rows(summary: dict[str, Any], results: dict[str, Any]) -> Iterator[tuple[str, ...]]:
     """The cells of one evaluator's table, a row per client under `HEADERS`; "-" where there is nothing to say."""
     data = summary["data"]
+    absent = data.get("absent", [])
     for client, samples in enumerate(data["samples"]):
-        mark = " (attacker)" if client in summary["attackers"] else ""
+        mark = " (attacker)" if client in summary["attackers"] else " (absent)" if client in absent else ""
         yield (
             f"{client}{mark}",
             f"{data['labels'][client]}/{data['classes']} labels, {samples} samples",
             _value(results["honest"], client),
             _value(results["attacked"], client),
             "-" if results["change"] is None else f"{results['change'][client]:+.4f}",
-            " -> ".join(f"{run['rank'][client]:g}" for run in (results["honest"], results["attacked"]) if run),
+            " -> ".join(_rank(run["rank"][client]) for run in (results["honest"], results["attacked"]) if run),
         )
+
+
+def _rank(rank: float | None) -> str:
+    return "-" if rank is None else f"{rank:g}"
 
 
 def _value(totals: dict[str, Any] | None, client: int) -> str:

@@ -43,6 +43,7 @@ class RoundScorer:
     def __init__(self, half: ServerHalf, data: dict[str, np.ndarray[Any, Any]], recordings: Recordings) -> None:
         self._seed = half.seed
         self._samples = {entry.client: entry.samples for entry in half.roster}
+        self._clients = sorted({*range(half.clients), *self._samples})
         self._recordings = recordings
         self._evaluators = make_evaluators(half.evaluators, len(half.roster))
         self.model = FlatModel(half.model.name, half.shape)
@@ -65,13 +66,13 @@ class RoundScorer:
         )
 
     def rows(self, closed: ClosedRound) -> list[dict[str, Any]]:
-        """One row per evaluator and client of the roster; a client outside the round's game has value 0."""
+        """One row per evaluator and client, absent ones too; a client outside the round's game has value 0."""
         recorded = self.read(closed)
         game = self._utility.round(recorded.global_D, recorded.updates, recorded.samples)
         place = {client: i for i, client in enumerate(recorded.clients)}
         rows = []
         for result in score_round(game, self._evaluators, seed=self._seed, round_number=closed.round):
-            for client in sorted(self._samples):
+            for client in self._clients:
                 i = place.get(client)
                 rows.append(
                     {

@@ -23,6 +23,7 @@ from server.rounds import (
     default_quorum,
 )
 from steelyard.errors import IllegalEventError, UserError
+from steelyard.participation import Stay
 
 
 def machine(**changes: Any) -> RoundMachine:
@@ -313,3 +314,80 @@ def test_the_table_names_a_handler_for_every_phase() -> None:
     for handlers in TRANSITIONS.values():
         assert Tick in handlers
         assert all(callable(getattr(RoundMachine, name)) for name in handlers.values())
+
+
+COMINGS = {0: Stay(), 1: Stay(), 2: Stay(), 3: Stay(join=2, leave=3, back=4)}
+
+
+def comings(**changes: Any) -> RoundMachine:
+    return machine(**{"clients": (0, 1, 2, 3), "stays": COMINGS, "rounds": 4, **changes})
+
+
+def received(now: float, *clients: int) -> list[tuple[float, Event]]:
+    return [(now, Received(client)) for client in clients]
+
+
+def test_a_round_takes_those_that_it_expects_and_others_only_watch() -> None:
+    rounds = comings()
+    assert play(rounds, *joined(1, (3, 0, 1))) == []
+    assert rounds.reason == "waiting 60 s at most for clients 0, 1 and 2", "client 3 is not waited for"
+    assert play(rounds, (2, Joined(2))) == [OpenRound(1, (0, 1, 2), 32.0, "all 3 clients live")]
+    with pytest.raises(IllegalEventError, match="no participant"):
+        rounds.apply(Received(3), 3)
+    play(rounds, *received(4, 0, 1, 2))
+    assert play(rounds, (5, Settled())) == [OpenRound(2, (0, 1, 2, 3), 35.0, "all 4 clients live")]
+    play(rounds, *received(6, 0, 1, 2, 3), (7, Left(3)), (8, Joined(3)))
+    assert play(rounds, (9, Settled())) == [OpenRound(3, (0, 1, 2), 39.0, "all 3 clients live")]
+    play(rounds, *received(10, 0, 1, 2))
+    assert play(rounds, (11, Settled())) == [OpenRound(4, (0, 1, 2, 3), 41.0, "all 4 clients live")]
+
+
+def test_a_round_waits_for_those_that_come_with_it_though_there_is_a_quorum() -> None:
+    rounds = comings()
+    play(rounds, *joined(1), *received(2, 0, 1, 2))
+    assert play(rounds, (5, Settled())) == []
+    assert (rounds.phase, rounds.next_timer(), rounds.reason) == (
+        Phase.WAITING,
+        65.0,
+        "waiting 60 s at most for client 3",
+    )
+    assert play(rounds, (20, Joined(3))) == [OpenRound(2, (0, 1, 2, 3), 50.0, "all 4 clients live")]
+
+
+def test_that_wait_is_bounded() -> None:
+    rounds = comings()
+    play(rounds, *joined(1), *received(2, 0, 1, 2), (5, Settled()))
+    reason = "after waiting 60 s, 3 of 4 clients live, client 3 missing"
+    assert play(rounds, (65, Tick())) == [OpenRound(2, (0, 1, 2), 95.0, reason)]
+
+
+def test_that_wait_is_not_for_the_dead() -> None:
+    rounds = comings()
+    play(rounds, *joined(1), *received(2, 0, 1, 2), (3, Expired(0)), (3, Expired(2)), (4, Joined(0)), (5, Settled()))
+    assert rounds.reason == "waiting 60 s at most for clients 2 and 3", "2 of the quorum of 3 are live"
+    play(more := comings(quorum=2), *joined(1), *received(2, 0, 1, 2), (3, Expired(2)), (5, Settled()))
+    assert more.reason == "waiting 60 s at most for client 3"
+    state = "3 of 4 clients live, client 2 missing"
+    assert play(more, (9, Joined(3))) == [OpenRound(2, (0, 1, 3), 39.0, state)]
+
+
+def test_the_default_quorum_is_of_those_that_a_round_expects() -> None:
+    stays = {0: Stay(), 1: Stay(leave=2), 2: Stay(leave=2)}
+    rounds = machine(stays=stays)
+    play(rounds, *joined(1), *received(2, 0))
+    assert play(rounds, (31, Tick()))[0].void, "1 update of 3 clients"
+    assert play(rounds, (32, Settled())) == [OpenRound(2, (0,), 62.0, "all 1 client live")]
+    assert not play(rounds, (33, Received(0)))[0].void, "1 update of 1 client"
+
+
+def test_a_restart_waits_for_those_that_its_round_expects() -> None:
+    rounds = comings(next_round=3, received={1})
+    assert play(rounds, *joined(5, (0, 1, 2))) == [OpenRound(3, (0, 1, 2), 35.0, "all 3 clients live")]
+    again = comings(next_round=4)
+    assert play(again, *joined(5, (0, 1, 2))) == []
+    assert play(again, (6, Joined(3)))[0].participants == (0, 1, 2, 3)
+
+
+def test_a_schedule_that_leaves_a_round_below_the_quorum_is_the_users_mistake() -> None:
+    with pytest.raises(UserError, match=r"at least 4 clients in every round expected \(the quorum\), round 1 has 3"):
+        comings(quorum=4)

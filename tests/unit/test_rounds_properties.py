@@ -23,17 +23,27 @@ from server.rounds import (
     Tick,
 )
 from steelyard.errors import IllegalEventError
+from steelyard.participation import Stay, expected
 
 CLIENTS = (0, 1, 2, 3)
 ROUNDS = 4
 DEADLINE_S, JOIN_S = 30.0, 60.0
+turns = st.integers(1, ROUNDS + 1)
+stays = st.one_of(
+    st.just(Stay()),
+    turns.map(lambda join: Stay(join=min(join, ROUNDS))),
+    turns.map(lambda leave: Stay(leave=leave + 1)),
+    st.sets(turns, min_size=3, max_size=3).map(sorted).map(lambda t: Stay(join=t[0], leave=t[1], back=t[2])),
+)
 client_indices = st.integers(0, 4)  # 4 is nobody
 
 
 class AnyOrder(RuleBasedStateMachine):
-    @initialize(next_round=st.integers(1, ROUNDS), durable=st.sets(st.sampled_from(CLIENTS)))
-    def start(self, next_round: int, durable: set[int]) -> None:
+    @initialize(next_round=st.integers(1, ROUNDS), durable=st.sets(st.sampled_from(CLIENTS)), comer=stays, goer=stays)
+    def start(self, next_round: int, durable: set[int], comer: Stay, goer: Stay) -> None:
+        """Two clients are there in every round, so that each expects a quorum."""
         self.now = 100.0
+        self.stays = {0: Stay(), 1: Stay(), 2: comer, 3: goer}
         self.rounds = RoundMachine(
             clients=CLIENTS,
             rounds=ROUNDS,
@@ -43,7 +53,8 @@ class AnyOrder(RuleBasedStateMachine):
             max_void_rounds=1,
             now=self.now,
             next_round=next_round,
-            received=durable,
+            received=durable & expected(self.stays, next_round),
+            stays=self.stays,
         )
         self.last_round = next_round - 1
         self.open: OpenRound | None = None
@@ -68,6 +79,9 @@ class AnyOrder(RuleBasedStateMachine):
             assert self.open is None
             assert action.round == self.last_round + 1 <= ROUNDS
             assert len(action.participants) >= 2
+            due = expected(self.stays, action.round)
+            assert set(action.participants) <= due, "who is outside its rounds takes no part"
+            assert set(action.participants) >= due & set(self.rounds.live), "who is expected and live does"
             assert action.deadline == self.now + DEADLINE_S
             self.open, self.last_round = action, action.round
         elif isinstance(action, CloseRound):
