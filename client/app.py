@@ -20,7 +20,7 @@ import torch
 
 from client.attacks import check as check_attack
 from client.attacks import make_attack
-from client.attacks.base import Attack, Resources
+from client.attacks.base import Ally, Attack, Resources
 from client.session import DisconnectedError, Session, connect
 from steelyard.bundle import read_arrays
 from steelyard.certificates import ClientTls
@@ -127,7 +127,7 @@ class Client:
 def check(path: Path) -> None:
     """Validate a client half without running it: an unknown attack or parameter is a `UserError`."""
     half: ClientHalf = load_half(ClientHalf, path)
-    check_attack(half.attack, public=half.public)
+    check_attack(half.attack, public=half.public, colludes=half.ring is not None)
 
 
 def _is_work(state: pb.RoundState) -> bool:
@@ -158,6 +158,7 @@ def _attack(half: ClientHalf, folder: Path) -> Attack:
     state = folder / "state"
     state.mkdir(exist_ok=True)
     public = (data["public_images"], data["public_labels"]) if half.public else None
+    others = [client for client in half.ring.clients if client != half.client] if half.ring else []
     resources = Resources(
         model=FlatModel(half.model.name, half.shape),
         images=data["images"],
@@ -167,5 +168,8 @@ def _attack(half: ClientHalf, folder: Path) -> Attack:
         seed=half.seed,
         folder=state,
         decoder=folder / ROLE_FILE if (folder / ROLE_FILE).exists() else None,
+        client=half.client,
+        allies=tuple(Ally(client=k, images=data[f"ally_{k}_images"], labels=data[f"ally_{k}_labels"]) for k in others),
+        leader_seed=half.ring.seed if half.ring else None,
     )
     return make_attack(half.attack, resources)

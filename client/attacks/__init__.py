@@ -23,6 +23,7 @@ from client.attacks.scaling import Scaling, ScalingParams
 from client.attacks.self_promotion import SelfPromotion, SelfPromotionParams
 from client.attacks.shadow import Shadow, ShadowParams
 from client.attacks.sign_flip import SignFlip, SignFlipParams
+from client.attacks.sybil import Sybil, SybilParams
 from steelyard.errors import UserError
 from steelyard.parsing import choose, parse
 
@@ -46,18 +47,21 @@ ATTACKS: dict[str, tuple[Callable[[Any, Resources], Attack], type[Any]]] = {
     "sign_flip": (SignFlip, SignFlipParams),
     "alie": (Alie, AlieParams),
     "ipm": (Ipm, IpmParams),
+    "sybil": (Sybil, SybilParams),
 }
 
 
-def check(table: Mapping[str, Any], *, public: bool) -> Any:
+def check(table: Mapping[str, Any], *, public: bool, colludes: bool = False) -> Any:
     """Check an attack's table, without data; returns its parameters.
 
     Args:
         table: its name and parameters.
         public: whether the experiment hands the attacker the public set.
+        colludes: whether it hands it its allies' shards.
 
     Raises:
-        UserError: an unknown attack or key, a value out of range, or a parameter that needs the public set without it.
+        UserError: an unknown attack or key, a value out of range, a parameter that needs the public set without it, or
+            an attack that needs allies without them.
     """
     name = table.get("name")
     if not isinstance(name, str):
@@ -68,6 +72,8 @@ def check(table: Mapping[str, Any], *, public: bool) -> Any:
         for key, value in vars(params).items():
             if value == "public":
                 raise UserError(f'[attack] {name} {key} = "public" needs the public set; declare knowledge = "public"')
+    if getattr(params, "NEEDS_ALLIES", False) and not colludes:
+        raise UserError(f"[attack] {name} needs allies; set collude = true and name two clients or more")
     return params
 
 
@@ -77,6 +83,6 @@ def make_attack(table: Mapping[str, Any], resources: Resources) -> Attack:
     Raises:
         UserError: a mistake in the table, or data that it asks for and the client lacks.
     """
-    params = check(table, public=resources.public is not None)
+    params = check(table, public=resources.public is not None, colludes=bool(resources.allies))
     factory, _ = ATTACKS[table["name"]]
     return factory(params, resources)

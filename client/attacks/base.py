@@ -1,14 +1,14 @@
 """What an attack is: a client's right to choose its update, and what it may choose it from.
 
-An attack sees only what its process holds. It knows nothing of the server, the transport or the other clients. All it
-carries from round to round lies in its folder (see `memory`), so that an attack made anew after a crash goes on, and
-a round done twice gives the same bits.
+An attack sees only what its process holds. It knows nothing of the server, the transport or the other clients, but for
+the allies of a colluding attacker, which the experiment must declare. All it carries from round to round lies in its
+folder (see `memory`), so that an attack made anew after a crash goes on, and a round done twice gives the same bits.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -25,13 +25,23 @@ LabelledImages = tuple[torch.Tensor, torch.Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
+class Ally:
+    """A colluding client: its index and its shard, `images` [n, channels, height, width] and `labels` [n]."""
+
+    client: int
+    images: torch.Tensor
+    labels: torch.Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
 class Resources:
     """What a client process has.
 
     `images` [n, channels, height, width] float32 in [0, 1] and `labels` [n] int64 are its shard; `public` is extra
     knowledge that the experiment declares, disjoint from every shard and from the validation and test sets; `seed` is
-    the client's own; `folder` is its state folder; `decoder` is the file of a decoder trained beforehand, if it
-    was handed one.
+    the client's own; `folder` is its state folder; `decoder` is the file of a decoder trained beforehand, if it was
+    handed one; `client` is its index. Only a colluding attacker has `allies`, in client order and without itself, and
+    `leader_seed`, the seed of the lowest index among them and itself.
     """
 
     model: FlatModel
@@ -42,6 +52,9 @@ class Resources:
     seed: int
     folder: Path
     decoder: Path | None = None
+    client: int = 0
+    allies: tuple[Ally, ...] = ()
+    leader_seed: int | None = None
 
     @property
     def shape(self) -> Shape:
@@ -60,6 +73,42 @@ class Resources:
         client.
         """
         return train(self.model, global_D, images, labels, self.training, self.generator("train", round_))
+
+    @property
+    def ring(self) -> tuple[Ally, ...]:
+        """All colluding clients in client order, this one among them."""
+        own = Ally(client=self.client, images=self.images, labels=self.labels)
+        return tuple(sorted((own, *self.allies), key=lambda ally: ally.client))
+
+    def pooled(self, keep: torch.Tensor) -> LabelledImages:
+        """The shards of the ring in client order, of its own only the samples that `keep` [n] marks.
+
+        Without allies that is its own alone.
+        """
+        own = Ally(client=self.client, images=self.images[keep], labels=self.labels[keep])
+        ring = [own if ally.client == self.client else ally for ally in self.ring]
+        return torch.cat([ally.images for ally in ring]), torch.cat([ally.labels for ally in ring])
+
+    def as_leader(self) -> Resources:
+        """What the ring's leader trains with: under its seed, on its shard; enough to redo its update bit for bit.
+
+        Raises:
+            UserError: nobody colludes.
+        """
+        if self.leader_seed is None:
+            raise UserError(
+                "[attack] allies expected, there are none; set collude = true and name at least two clients"
+            )
+        leader = self.ring[0]
+        return replace(
+            self,
+            client=leader.client,
+            images=leader.images,
+            labels=leader.labels,
+            seed=self.leader_seed,
+            allies=(),
+            leader_seed=None,
+        )
 
     def public_set(self, why: str) -> LabelledImages:
         """The public set.

@@ -60,7 +60,7 @@ class Synthesizer:
         """`withheld` [n] marks the client's own samples that the decoder must not see."""
         self.params = params
         self.resources = resources
-        images, labels = resources.images[~withheld], resources.labels[~withheld]
+        images, labels = resources.pooled(~withheld)  # a colluding client has its allies' shards too
         if params.decoder_source == "public":
             images, labels = resources.public_set('decoder_source = "public"')
         if not len(labels):
