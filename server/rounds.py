@@ -310,12 +310,14 @@ class RoundMachine:
         """Between two rounds: who is waited for, and how long at most.
 
         A quorum of live clients waits for those alone whose stay begins with the next round, and else goes on at once,
-        as does a run that is over.
+        as does a run that is over. After a restart nobody waits for a client whose update of the round is durable and
+        whose stay ends with it: it did its part, and may be gone for good.
         """
         number = self._round + 1
         self._expected = expected(self._stays, number)
         self._quorum = self._quorum_asked_for or default_quorum(len(self._expected))
-        self._awaited = self._expected
+        done = self._received - expected(self._stays, number + 1)
+        self._awaited = self._expected - done
         if self._run_is_over:
             self._awaited = frozenset()
         elif len(self._live & self._expected) >= self._quorum:
@@ -342,7 +344,7 @@ class RoundMachine:
         if live == self._expected:
             return self._open(now, f"all {everybody} live")
         timed_out = now >= self._timer
-        if not timed_out and (self._awaited - live or len(live) < self._quorum):
+        if not timed_out and (self._awaited - live or len(live | self._received) < self._quorum):
             return None
         waited = f"after waiting {self._waiting_s:g} s, " if self._waiting_s and timed_out else ""
         absent = _names(self._expected - live)

@@ -27,9 +27,9 @@ class SynthesisParams:
 
     `samples` is B; `decoder_source` says which data the decoder is trained on; `tilt` is how far the target histogram
     leans towards labels of high loss: target share = loss ** tilt (0: all labels the same). `labels` are those that the
-    decoder `known`s or `all`: for a label that it was never trained on (its loss is taken as the mean of the others) a
-    sample of another label, its carrier, is relabelled, the one that the global model comes nearest to taking for it.
-    `decoder` says how the decoder is trained; `decoder_sha256` names one that was trained beforehand instead ("": none).
+    decoder knows ("known") or "all": for one that it was never trained on (its loss is taken as the mean of the others)
+    a sample of another label, its carrier, is relabelled: the one that the global model comes nearest to taking for it.
+    `decoder` says how the decoder is trained; `decoder_sha256` names one trained beforehand instead ("": none).
     """
 
     samples: Positive = 32

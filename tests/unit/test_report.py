@@ -98,6 +98,25 @@ def test_totals_ranks_and_inflation(summary: dict[str, Any]) -> None:
     assert inflation["validation_std_error"] == 0.0
 
 
+def test_an_absent_client_has_no_rank_and_is_no_benign_one(tmp_path: Path) -> None:
+    values = {"sv": [[0.3, 0.0, -0.1], [0.2, 0.0, 0.0]], "leave": [[0.1, 0.0, -0.1], [0.1, 0.0, 0.0]]}
+    runs = [write_run(tmp_path / name, values, accuracy=(0.5, 0.5), norm=1.5) for name in ("one", "other")]
+    for run in runs:
+        manifest = json.loads((run / "manifest.json").read_text())
+        manifest["experiment"]["clients"] = {"count": 3, "absent": [1]}
+        (run / "manifest.json").write_text(json.dumps(manifest))
+    summary = summarize(runs[0], runs[1], (0,))
+    results = summary["evaluators"]["sv"]
+    assert results["attacked"]["rank"] == [1, None, 2]
+    assert results["rank_displacement"] == [0, None, 0]
+    assert results["structure"]["kendall"] is None, "one benign client has no order"
+    assert "stayed at rank 1 of 2." in headline(summary, "sv")[0]
+    said = io.StringIO()
+    print_summary(summary, Console(file=said, width=120))
+    assert "1 (absent)" in said.getvalue()
+    assert "1 (absent)" in page(runs[0], summary)
+
+
 def test_shares_and_structure_where_they_mean_something(summary: dict[str, Any]) -> None:
     sv, leave = summary["evaluators"]["sv"], summary["evaluators"]["leave"]
     assert sv["honest"]["shares"] == pytest.approx([0.125, 0.375, 0.5])

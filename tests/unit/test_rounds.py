@@ -388,6 +388,14 @@ def test_a_restart_waits_for_those_that_its_round_expects() -> None:
     assert play(again, (6, Joined(3)))[0].participants == (0, 1, 2, 3)
 
 
+def test_a_restart_does_not_wait_for_who_sent_its_last_update_and_left() -> None:
+    rounds = comings(next_round=2, received={1, 3})
+    assert play(rounds, *joined(5, (0, 2))) == []
+    assert rounds.reason == "waiting 60 s at most for clients 0, 1 and 2", "client 1 goes on after this round"
+    state = "3 of 4 clients live, client 3 missing"
+    assert play(rounds, (6, Joined(1))) == [OpenRound(2, (0, 1, 2, 3), 36.0, state)]
+
+
 def test_a_schedule_that_leaves_a_round_below_the_quorum_is_the_users_mistake() -> None:
     with pytest.raises(UserError, match=r"at least 4 clients in every round expected \(the quorum\), round 1 has 3"):
         comings(quorum=4)
