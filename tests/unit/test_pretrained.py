@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -79,8 +80,13 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
 
 
 @pytest.fixture(autouse=True)
-def _found_here(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def _found_here(store: Store, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The store is found, and this process computes on one thread as a run's processes do: more change the bits."""
     monkeypatch.setenv(FOLDER_VARIABLE, str(store.folder))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def first_update(roles: Path) -> torch.Tensor:
