@@ -96,9 +96,11 @@ class ClientsConfig:
 class ScoringConfig:
     """The evaluation path: it decides the bits of every score, so the manifest names it and no run tunes it.
 
+    `path` is the way to compute a coalition model's logits (docs/scoring.md has them all, with their error bounds);
     `inner_batch` is the number of validation samples per forward pass.
     """
 
+    path: Literal["plain", "im2col"] = "plain"
     inner_batch: Positive = 100
 
 

@@ -52,6 +52,7 @@ class RoundScorer:
             torch.from_numpy(data["validation_images"].copy()),
             torch.from_numpy(data["validation_labels"].copy()),
             inner_batch=half.scoring.inner_batch,
+            path=half.scoring.path,
         )
 
     def read(self, closed: ClosedRound) -> RecordedRound:

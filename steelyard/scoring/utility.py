@@ -21,6 +21,7 @@ from torch.nn import functional
 from steelyard.aggregation.fedavg import fedavg
 from steelyard.models import FlatModel
 from steelyard.scoring.coalitions import CallCounter, Floats, Masks
+from steelyard.scoring.paths import make_path
 
 Metric = Literal["accuracy", "loss"]
 Progress = Callable[[int, int], None]
@@ -49,14 +50,25 @@ class Utility:
         images: float32 [E, channels, height, width]; copied.
         labels: int64 [E]; copied.
         inner_batch: examples per forward pass. It decides bits (float sums), so it belongs to the configuration.
+        path: the way logits are computed, one of `steelyard.scoring.paths.PATHS`; it decides bits too.
+
+    Raises:
+        UserError: the path does not fit the model.
     """
 
-    def __init__(self, model: FlatModel, images: torch.Tensor, labels: torch.Tensor, *, inner_batch: int) -> None:
+    def __init__(
+        self,
+        model: FlatModel,
+        images: torch.Tensor,
+        labels: torch.Tensor,
+        *,
+        inner_batch: int,
+        path: str = "plain",
+    ) -> None:
         if len(images) != len(labels) or len(labels) == 0 or inner_batch < 1:
             raise ValueError(f"images with a label each expected, got {len(images)} and {len(labels)}")
         self._model = model
-        # channels_last is faster than the default layout on CPUs: pooling and convolutions vectorize.
-        self._images = torch.split(images.clone(memory_format=torch.channels_last), inner_batch)
+        self._path = make_path(path, model, torch.split(images.detach(), inner_batch))
         self._labels = torch.split(labels.clone(), inner_batch)
 
     def round(
@@ -83,11 +95,9 @@ class Utility:
     def outcome(self, state_D: torch.Tensor) -> Outcome:
         """Evaluate one state [D]."""
         self._model.load(state_D)
-        self._model.module.eval()
         parts = []
         with torch.inference_mode():
-            for x, y in zip(self._images, self._labels, strict=True):
-                logits = self._model(x)
+            for logits, y in zip(self._path.logits(), self._labels, strict=True):
                 loss = functional.cross_entropy(logits, y, reduction="none")
                 parts.append((logits.argmax(1) == y, loss))
             raw_E = torch.cat([loss for _, loss in parts])

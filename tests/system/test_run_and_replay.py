@@ -78,6 +78,17 @@ def test_replay_finds_every_score_again(undisturbed: Any, shell: Any) -> None:
     assert said.count("18 of 18 scores and 3 of 3 models are bit-equal to the live run") == 2, "and its twin's"
 
 
+def test_another_evaluation_path_replays_as_exactly(undisturbed: Any, shell: Any) -> None:
+    run = shell.run("--launcher", "inline", "--set", "scoring.path=im2col", "--set", "attack.compare_honest=false")
+    manifest = json.loads((run / "manifest.json").read_text(encoding="utf-8"))
+    assert manifest["experiment"]["scoring"]["path"] == "im2col"
+    assert manifest["digest"] not in undisturbed.run.name, "the path is a part of what was asked"
+    assert shell.look(run).models == undisturbed.models, "scoring changes no training"
+    code, said, err = shell.steelyard("replay", str(run), env=OTHER_SHELL)
+    assert (code, err) == (0, "")
+    assert "18 of 18 scores and 3 of 3 models are bit-equal to the live run" in said
+
+
 def test_replay_sees_one_digit_of_one_score(undisturbed: Any, shell: Any) -> None:
     run = copy_of(undisturbed.run, shell.folder)
     scores = run / "scores.csv"

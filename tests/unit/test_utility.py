@@ -15,6 +15,7 @@ from steelyard.config import EVALUATORS, Shape
 from steelyard.models import FlatModel
 from steelyard.scoring.coalitions import all_masks
 from steelyard.scoring.evaluators import make_evaluators
+from steelyard.scoring.paths import PATHS
 from steelyard.scoring.score import score_round
 from steelyard.scoring.utility import MAX_LOSS, RoundGame, Utility
 
@@ -22,14 +23,17 @@ DIGITS = Shape(channels=1, height=8, width=8, classes=10)
 SAMPLES = [40, 25, 60, 10]
 
 
-def random_round(inner_batch: int = 16, examples: int = 50) -> tuple[RoundGame, torch.Tensor, list[torch.Tensor]]:
+def random_round(
+    inner_batch: int = 16, examples: int = 50, path: str = "plain"
+) -> tuple[RoundGame, torch.Tensor, list[torch.Tensor]]:
     generator = torch.Generator().manual_seed(5)
     model = FlatModel("cnn8", DIGITS)
     state = model.initial_state(generator)
     updates = [0.05 * torch.randn(model.layout.size, generator=generator) for _ in SAMPLES]
     images = torch.rand(examples, 1, 8, 8, generator=generator)
     labels = torch.randint(0, 10, (examples,), generator=generator)
-    return Utility(model, images, labels, inner_batch=inner_batch).round(state, updates, SAMPLES), state, updates
+    utility = Utility(model, images, labels, inner_batch=inner_batch, path=path)
+    return utility.round(state, updates, SAMPLES), state, updates
 
 
 def bias_round() -> RoundGame:
@@ -68,7 +72,7 @@ def test_a_real_round_that_is_an_airport_game_by_hand() -> None:
 
 def test_values_are_those_of_a_plain_forward_pass() -> None:
     game, state, updates = random_round()
-    utility_images = torch.cat(game._utility._images).contiguous()
+    utility_images = torch.cat(game._utility._path._images).contiguous()
     labels = torch.cat(game._utility._labels)
     model = FlatModel("cnn8", DIGITS)
     masks = all_masks(4)
@@ -84,13 +88,14 @@ def test_values_are_those_of_a_plain_forward_pass() -> None:
     assert len(set(loss.tolist())) == 16, "every coalition has a model of its own"
 
 
-def test_bits_do_not_depend_on_company_order_or_asker() -> None:
+@pytest.mark.parametrize("path", PATHS)
+def test_bits_do_not_depend_on_company_order_or_asker(path: str) -> None:
     masks = all_masks(4)
-    reference = random_round()[0].view("loss").values(masks)
-    alone = [float(random_round()[0].view("loss").values(mask[None])[0]) for mask in masks]
+    reference = random_round(path=path)[0].view("loss").values(masks)
+    alone = [float(random_round(path=path)[0].view("loss").values(mask[None])[0]) for mask in masks]
     assert alone == reference.tolist()
     for chunk in (3, 5):
-        game = random_round()[0]
+        game = random_round(path=path)[0]
         game.view("accuracy").examples(masks[::-2])
         view = game.view("loss")
         rows = np.random.default_rng(chunk).permutation(16)
@@ -103,9 +108,10 @@ def test_bits_do_not_depend_on_company_order_or_asker() -> None:
         assert [got[row] for row in range(16)] == reference.tolist()
 
 
-def test_a_model_left_in_training_with_another_state_changes_nothing() -> None:
-    game = random_round()[0]
-    reference = random_round()[0].view("loss").values(all_masks(4))
+@pytest.mark.parametrize("path", PATHS)
+def test_a_model_left_in_training_with_another_state_changes_nothing(path: str) -> None:
+    game = random_round(path=path)[0]
+    reference = random_round(path=path)[0].view("loss").values(all_masks(4))
     game._utility._model.load(torch.full_like(game._utility._model.state, 3.0))
     game._utility._model.module.train()
     assert game.view("loss").values(all_masks(4)).tolist() == reference.tolist()
@@ -163,9 +169,10 @@ def test_progress_tells_done_of_what_had_to_be_evaluated() -> None:
     assert told == [(1, 2), (2, 2), (1, 1)]
 
 
+@pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("poison", [1e30, 3e38])
-def test_a_diverged_model_scores_badly_and_finitely(poison: float) -> None:
-    random, state, _ = random_round()
+def test_a_diverged_model_scores_badly_and_finitely(poison: float, path: str) -> None:
+    random, state, _ = random_round(path=path)
     game = random._utility.round(state, [torch.full_like(state, poison), torch.zeros_like(state)], [1, 1])
     assert game.view("accuracy").values(np.array([[True, False]])).tolist() == [0.0]
     assert game.view("loss").values(np.array([[True, False]])).tolist() == [-MAX_LOSS]

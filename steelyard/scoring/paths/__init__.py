@@ -1,0 +1,48 @@
+"""Evaluation paths by name: the ways to compute the logits of a model's present state on fixed images.
+
+A path decides bits, so `[scoring] path` names it and the manifest records it; no run picks one by itself. What a path
+may differ from `plain` by is its `Bound`: stated here, held by tests/unit/test_paths.py, measured in docs/scoring.md.
+
+Legend: E validation examples, B examples of an inner batch, D float values of a state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from steelyard.models import FlatModel
+from steelyard.parsing import choose
+from steelyard.scoring.paths.base import Path
+from steelyard.scoring.paths.im2col import Im2col
+from steelyard.scoring.paths.plain import Plain
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bound:
+    """How far a coalition's utilities may be from the plain path's.
+
+    Attributes:
+        loss: absolute, and relative where the loss is above 1 (float errors grow with the logits).
+        accuracy: absolute, beside the examples whose two largest logits are closer than the path's error.
+    """
+
+    loss: float
+    accuracy: float
+
+
+PATHS: dict[str, tuple[Callable[[FlatModel, Sequence[torch.Tensor]], Path], Bound]] = {
+    "plain": (Plain, Bound(loss=0.0, accuracy=0.0)),
+    "im2col": (Im2col, Bound(loss=1e-5, accuracy=1e-5)),
+}
+
+
+def make_path(name: str, model: FlatModel, images: Sequence[torch.Tensor]) -> Path:
+    """The path of that name over the images of each inner batch, float32 [B, channels, height, width].
+
+    Raises:
+        UserError: there is none of that name, or it does not fit the model.
+    """
+    return choose(name, PATHS, "[scoring] path")[0](model, images)
