@@ -141,7 +141,7 @@ def test_the_base_is_found_beside_the_sweep_file(tmp_path: Path) -> None:
         load_sweep(tmp_path / "none.toml")
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "experiments").glob("*/*.toml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sorted((ROOT / "experiments").glob("*/**/*.toml")), ids=lambda path: path.stem)
 def test_every_committed_sweep_names_runs(path: Path) -> None:
     sweep = load_sweep(path)
     assert len(sweep.cells) > len(sweep.seeds)
