@@ -17,8 +17,10 @@ from steelyard.config import Experiment, load_experiment
 from steelyard.data.deal import deal
 from steelyard.errors import SteelyardError, UserError
 
-MODEL_BYTES = 4 * 50_000  # an upper estimate for the small CNNs
+MODEL_FLOATS = {"resnet18": 11_300_000, "vgg16_bn": 14_800_000, "wrn28_10": 36_600_000}  # upper estimates
+SMALL_MODEL_FLOATS = 50_000  # of every other network
 PROCESS_BYTES = 150 * 2**20  # private memory of a process with torch imported
+MODELS_HELD = 6  # by a process at once: state, gradients, momentum, update, global model, one to spare
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -100,9 +102,14 @@ def _certificates(experiment: Experiment) -> str:
     return f"{folder} has the server's and {len(experiment.clients.present)} clients'"
 
 
+def model_bytes(name: str) -> int:
+    """An upper estimate of a network's float32 state, without building it."""
+    return 4 * MODEL_FLOATS.get(name, SMALL_MODEL_FLOATS)
+
+
 def _disk(experiment: Experiment, out: Path) -> str:
     twins = 1 + experiment.compares_honest
-    need = MODEL_BYTES * (len(experiment.clients.present) + 1) * experiment.rounds * twins
+    need = model_bytes(experiment.model.name) * (len(experiment.clients.present) + 1) * experiment.rounds * twins
     place = next(path for path in (out.resolve(), *out.resolve().parents) if path.exists())
     free = shutil.disk_usage(place).free
     if free < need:
@@ -112,7 +119,7 @@ def _disk(experiment: Experiment, out: Path) -> str:
 
 def _processes(experiment: Experiment) -> str:
     count = len(experiment.clients.present) + 1
-    need = count * PROCESS_BYTES
+    need = count * (PROCESS_BYTES + MODELS_HELD * model_bytes(experiment.model.name))
     available = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     if available < need:
         raise UserError(

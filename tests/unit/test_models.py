@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from scripts.doctor import model_bytes
 from steelyard.bundle import TensorSpec
 from steelyard.config import Shape
 from steelyard.errors import UserError
@@ -194,3 +195,12 @@ def test_the_smallest_image_and_one_pixel_less(name: str, least: int) -> None:
     assert model(images).isfinite().all()
     with pytest.raises(UserError, match=f"{name}: images of at least {least}x{least} pixels expected, got {least}x"):
         FlatModel(name, Shape(channels=1, height=least, width=least - 1, classes=10))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_doctor_estimates_every_network_from_above(name: str) -> None:
+    sides = {"cnn8": 8, "cnn28": 28}
+    side = sides.get(name, 32)
+    size = 4 * FlatModel(name, Shape(channels=3, height=side, width=side, classes=10)).layout.size
+    assert size <= model_bytes(name)
+    assert model_bytes(name) < 1.05 * size or size < 10**6
