@@ -18,7 +18,7 @@ from steelyard.data.deal import deal
 from steelyard.errors import SteelyardError, UserError
 
 MODEL_FLOATS = {"resnet18": 11_300_000, "vgg16_bn": 14_800_000, "wrn28_10": 36_600_000}  # upper estimates
-SMALL_MODEL_FLOATS = 50_000  # of every other network
+SMALL_MODEL_FLOATS = 500_000  # of every other network, most of them a tenth
 PROCESS_BYTES = 150 * 2**20  # private memory of a process with torch imported
 MODELS_HELD = 6  # by a process at once: state, gradients, momentum, update, global model, one to spare
 

@@ -100,7 +100,7 @@ class ScoringConfig:
     `inner_batch` is the number of validation samples per forward pass.
     """
 
-    path: Literal["plain", "im2col"] = "plain"
+    path: Literal["plain", "im2col", "folded", "im2col_bf16", "folded_bf16"] = "plain"
     inner_batch: Positive = 100
 
 

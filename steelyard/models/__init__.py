@@ -17,6 +17,7 @@ from torch import nn
 from steelyard.bundle import TensorSpec
 from steelyard.config import Shape
 from steelyard.errors import UserError
+from steelyard.models.large import large_cnn_28
 from steelyard.models.layout import Layout, places, variances
 from steelyard.models.resnet import resnet18
 from steelyard.models.small import small_cnn_8, small_cnn_28, small_cnn_32, small_cnn_32_normalized
@@ -29,6 +30,7 @@ __all__ = ["MODELS", "FlatModel", "Layout", "default_model"]
 MODELS: dict[str, Callable[[Shape], nn.Module]] = {
     "cnn8": small_cnn_8,
     "cnn28": small_cnn_28,
+    "cnn28_large": large_cnn_28,
     "cnn32": small_cnn_32,
     "cnn32_bn": small_cnn_32_normalized,
     "resnet18": resnet18,

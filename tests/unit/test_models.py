@@ -127,7 +127,9 @@ def test_nothing_global_is_drawn_from() -> None:
 
 
 def test_an_unknown_network_is_the_users_mistake() -> None:
-    with pytest.raises(UserError, match=r"^unknown model 'cnn9'; did you mean 'cnn8'\? known: cnn8, cnn28, cnn32, "):
+    with pytest.raises(
+        UserError, match=r"^unknown model 'cnn9'; did you mean 'cnn8'\? known: cnn8, cnn28, cnn28_large, "
+    ):
         FlatModel("cnn9", DIGITS)
 
 
@@ -199,7 +201,7 @@ def test_the_smallest_image_and_one_pixel_less(name: str, least: int) -> None:
 
 @pytest.mark.parametrize("name", MODELS)
 def test_the_doctor_estimates_every_network_from_above(name: str) -> None:
-    sides = {"cnn8": 8, "cnn28": 28}
+    sides = {"cnn8": 8, "cnn28": 28, "cnn28_large": 28}
     side = sides.get(name, 32)
     size = 4 * FlatModel(name, Shape(channels=3, height=side, width=side, classes=10)).layout.size
     assert size <= model_bytes(name)

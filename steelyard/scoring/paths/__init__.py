@@ -10,12 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
 from steelyard.models import FlatModel
 from steelyard.parsing import choose
 from steelyard.scoring.paths.base import Path
+from steelyard.scoring.paths.folded import Folded
 from steelyard.scoring.paths.im2col import Im2col
 from steelyard.scoring.paths.plain import Plain
 
@@ -36,6 +38,9 @@ class Bound:
 PATHS: dict[str, tuple[Callable[[FlatModel, Sequence[torch.Tensor]], Path], Bound]] = {
     "plain": (Plain, Bound(loss=0.0, accuracy=0.0)),
     "im2col": (Im2col, Bound(loss=1e-5, accuracy=1e-5)),
+    "folded": (Folded, Bound(loss=1e-5, accuracy=1e-5)),
+    "im2col_bf16": (partial(Im2col, dtype=torch.bfloat16), Bound(loss=1e-2, accuracy=1e-2)),
+    "folded_bf16": (partial(Folded, dtype=torch.bfloat16), Bound(loss=1e-2, accuracy=1e-2)),
 }
 
 
