@@ -118,7 +118,8 @@ def _disk(experiment: Experiment, out: Path) -> str:
 
 
 def _processes(experiment: Experiment) -> str:
-    count = len(experiment.clients.present) + 1
+    workers = experiment.scoring.workers
+    count = len(experiment.clients.present) + 1 + (workers if workers > 1 else 0)
     need = count * (PROCESS_BYTES + MODELS_HELD * model_bytes(experiment.model.name))
     available = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     if available < need:

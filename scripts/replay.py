@@ -7,10 +7,12 @@ of the caller's shell could change a bit: `python -m scripts.replay RUN` is that
 from __future__ import annotations
 
 import argparse
+import contextlib
 import csv
 import subprocess
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from deploy.environment import process_environment
 from deploy.launch import ROLES, status
@@ -20,6 +22,9 @@ from steelyard.config import ServerHalf, load_half
 from steelyard.errors import UserError
 from steelyard.process import run_main, settle_down
 from steelyard.recording import Recordings
+
+if TYPE_CHECKING:
+    from steelyard.scoring.replay import RoundScorer
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -41,16 +46,22 @@ def replay(run: Path) -> bool:
     Returns:
         Whether every value and every aggregated model is equal, bit for bit.
     """
-    import torch
-
-    from steelyard.aggregation.fedavg import fedavg
-    from steelyard.recording import read_vector
     from steelyard.scoring.replay import RoundScorer
 
     half: ServerHalf = load_half(ServerHalf, server_folder(run / ROLES) / "half.json")
     recordings = Recordings(run)
-    scorer = RoundScorer(half, read_arrays(server_folder(run / ROLES) / "data.safetensors"), recordings)
     live = _live_values(run)
+    scorer = RoundScorer(half, read_arrays(server_folder(run / ROLES) / "data.safetensors"), recordings)
+    with contextlib.closing(scorer):
+        return _compare(run, scorer, recordings, live)
+
+
+def _compare(run: Path, scorer: RoundScorer, recordings: Recordings, live: dict[tuple[str, str, str], str]) -> bool:
+    import torch
+
+    from steelyard.aggregation.fedavg import fedavg
+    from steelyard.recording import read_vector
+
     equal = total = models = 0
     rounds = [closed for closed in recordings.closed_rounds() if (str(closed.round)) in {key[0] for key in live}]
     for closed in rounds:

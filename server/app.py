@@ -7,10 +7,8 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import grpc
-import numpy as np
 
 from server.coordinator import Coordinator
 from server.ledger import Ledger
@@ -27,8 +25,6 @@ from steelyard.scoring.evaluators import make_evaluators
 from steelyard.transport.base import TensorPlane
 from steelyard.transport.endpoint import bind, server_options
 from steelyard.transport.grpc_plane import GrpcServerPlane
-
-Arrays = dict[str, np.ndarray[Any, Any]]
 
 FAREWELL_S = 5.0  # how long a finished server waits for its clients to leave
 
@@ -61,7 +57,23 @@ def serve(
     tls = ServerTls.load(folder / "certificates") if half.transport.certificates else None
     ledger = Ledger(run)
     roster = Roster(half.roster)
-    coordinator = _coordinator(half, read_arrays(folder / "data.safetensors"), roster, run, ledger)
+    recordings = Recordings(run)
+    settlement = Settlement(half, read_arrays(folder / "data.safetensors"), recordings, ledger)
+    with contextlib.closing(settlement):
+        coordinator = _coordinator(half, settlement, recordings, roster, ledger)
+        _serve(half, tls, coordinator, roster, ledger, announce, make_plane)
+
+
+def _serve(
+    half: ServerHalf,
+    tls: ServerTls | None,
+    coordinator: Coordinator,
+    roster: Roster,
+    ledger: Ledger,
+    announce: Callable[[str], None],
+    make_plane: Callable[[Callable[[int, int], None]], TensorPlane] | None,
+) -> None:
+    """Open the planes and conduct the run; whatever happens, say goodbye properly."""
     workers = ThreadPoolExecutor(4 * len(roster.clients) + 8, thread_name_prefix="grpc")
     server = grpc.server(workers, options=server_options())
     if make_plane is None:
@@ -89,10 +101,10 @@ def serve(
             goodbye.callback(coordinator.wait_until_left, FAREWELL_S)
 
 
-def _coordinator(half: ServerHalf, data: Arrays, roster: Roster, run: Path, ledger: Ledger) -> Coordinator:
+def _coordinator(
+    half: ServerHalf, settlement: Settlement, recordings: Recordings, roster: Roster, ledger: Ledger
+) -> Coordinator:
     """Continue where the recordings end: settle what was closed, reopen what was open."""
-    recordings = Recordings(run)
-    settlement = Settlement(half, data, recordings, ledger)
     settlement.write_initial_model()
     unsettled = recordings.closed(ledger.settled_rounds + 1)
     if unsettled is not None:

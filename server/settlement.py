@@ -47,6 +47,10 @@ class Settlement:
         self._scorer = RoundScorer(half, data, recordings)
         self._test = (torch.from_numpy(data["test_images"].copy()), torch.from_numpy(data["test_labels"].copy()))
 
+    def close(self) -> None:
+        """End the scoring workers, if there are any."""
+        self._scorer.close()
+
     @property
     def specs(self) -> tuple[bundle.TensorSpec, ...]:
         """Names and shapes of the model's state."""

@@ -97,11 +97,14 @@ class ScoringConfig:
     """The evaluation path: it decides the bits of every score, so the manifest names it and no run tunes it.
 
     `path` is the way to compute a coalition model's logits (docs/scoring.md has them all, with their error bounds);
-    `inner_batch` is the number of validation samples per forward pass.
+    `inner_batch` is the number of validation samples per forward pass; `device` is what computes. `workers` is the
+    number of processes that share the coalitions; it changes no bit, so it is not part of the experiment's hash.
     """
 
     path: Literal["plain", "im2col", "folded", "im2col_bf16", "folded_bf16"] = "plain"
     inner_batch: Positive = 100
+    device: Literal["cpu", "cuda"] = "cpu"
+    workers: Positive = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,11 +198,15 @@ class Experiment:
         return tuple(sorted(self.attackers)) if client in self.attackers and self.attack.get("collude") else ()
 
     def digest(self) -> str:
-        """Names what decides the results: 10 hex digits of SHA-256 over all but name, transport and data folder."""
+        """Names what decides the results: 10 hex digits of SHA-256 over all but the rest.
+
+        The rest: name, transport, data folder and the number of scoring workers.
+        """
         table = asdict(self)
         del table["name"]
         del table["transport"]
         del table["data"]["folder"]
+        del table["scoring"]["workers"]
         text = json.dumps(table, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:10]
 

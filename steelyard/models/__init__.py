@@ -46,11 +46,12 @@ class FlatModel:
     differentiate. Nothing here draws a random number except `initial_state`, from the generator it is given.
     """
 
-    def __init__(self, name: str, shape: Shape) -> None:
-        name = name or default_model(shape)
+    def __init__(self, name: str, shape: Shape, device: str = "cpu") -> None:
+        self.name = name or default_model(shape)
+        self.shape = shape
         with torch.device("meta"):
-            self.module = choose(name, MODELS, "model")(shape)
-        self.module.to_empty(device="cpu")
+            self.module = choose(self.name, MODELS, "model")(shape)
+        self.module.to_empty(device=device)
         self.parameters = list(self.module.parameters())
         self.classes = shape.classes
         trainable = dict(self.module.named_parameters())
@@ -61,7 +62,7 @@ class FlatModel:
             size=sum(t.numel() for t in named.values()),
             trainable=sum(t.numel() for t in trainable.values()),
         )
-        self.state = torch.zeros(self.layout.size)
+        self.state = torch.zeros(self.layout.size, device=device)
         for tensor, (_, place) in zip(named.values(), places(self.layout.specs), strict=True):
             tensor.data = self.state[place].view(tensor.shape)
         self._counters = [b for b in self.module.buffers() if not b.is_floating_point()]

@@ -53,7 +53,13 @@ class RoundScorer:
             torch.from_numpy(data["validation_labels"].copy()),
             inner_batch=half.scoring.inner_batch,
             path=half.scoring.path,
+            device=half.scoring.device,
+            workers=half.scoring.workers,
         )
+
+    def close(self) -> None:
+        """End the scoring workers, if there are any."""
+        self._utility.close()
 
     def read(self, closed: ClosedRound) -> RecordedRound:
         """A round's game from the recordings, every file's digest verified."""

@@ -1,49 +1,35 @@
 """The utility of coalitions: how good a round's coalition models are on the server's validation data.
 
-Owns the validation data, the evaluation path and each round's cache; knows nothing of evaluators, clients or files.
+Owns each round's cache, and who evaluates: this process or workers; knows nothing of evaluators, clients or recordings.
 A coalition's outcome is a pure function of (round, mask, path): coalitions are evaluated one at a time, each the same
-way, in inner batches of a fixed size. What was asked before, together or by whom cannot change a bit of it.
+way. What was asked before, together, by whom or in which process cannot change a bit of it.
 
 Legend: n participants in client order, C coalitions, E validation examples, D float values of a state.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
 from typing import Literal
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch.nn import functional
 
 from steelyard.aggregation.fedavg import fedavg
 from steelyard.models import FlatModel
 from steelyard.scoring.coalitions import CallCounter, Floats, Masks
+from steelyard.scoring.evaluation import Device, Evaluation, Setup, check_data, on_device
+from steelyard.scoring.outcome import Outcome
 from steelyard.scoring.paths import make_path
+from steelyard.scoring.pool import WorkerPool
 
 Metric = Literal["accuracy", "loss"]
 Progress = Callable[[int, int], None]
-MAX_LOSS = 1e6
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """One coalition model on the validation data: per example whether it is right, [E], and its cross-entropy, [E].
-
-    `accuracy` and `loss` are their means, taken once in float64. An example whose cross-entropy is not finite (a
-    diverged model) counts as wrong and as a cross-entropy of MAX_LOSS, which also bounds the finite ones.
-    """
-
-    example_correct: NDArray[np.uint8]
-    example_loss: NDArray[np.float32]
-    accuracy: float
-    loss: float
 
 
 class Utility:
-    """The validation data and how a state is evaluated on it.
+    """The validation data and how a state is evaluated on it. Close it: workers may stand behind it.
 
     Args:
         model: the network; its own state is overwritten by every evaluation.
@@ -51,9 +37,11 @@ class Utility:
         labels: int64 [E]; copied.
         inner_batch: examples per forward pass. It decides bits (float sums), so it belongs to the configuration.
         path: the way logits are computed, one of `steelyard.scoring.paths.PATHS`; it decides bits too.
+        device: "cpu" or "cuda"; decides bits too.
+        workers: 1 evaluates in this process; more are processes of their own. It decides no bit.
 
     Raises:
-        UserError: the path does not fit the model.
+        UserError: the path does not fit the model, or there is no such device.
     """
 
     def __init__(
@@ -64,12 +52,23 @@ class Utility:
         *,
         inner_batch: int,
         path: str = "plain",
+        device: Device = "cpu",
+        workers: int = 1,
     ) -> None:
-        if len(images) != len(labels) or len(labels) == 0 or inner_batch < 1:
-            raise ValueError(f"images with a label each expected, got {len(images)} and {len(labels)}")
-        self._model = model
-        self._path = make_path(path, model, torch.split(images.detach(), inner_batch))
-        self._labels = torch.split(labels.clone(), inner_batch)
+        check_data(images, labels, inner_batch)
+        self._pool: WorkerPool | None = None
+        if workers == 1:
+            self._evaluation = Evaluation(on_device(model, device), images, labels, inner_batch=inner_batch, path=path)
+            return
+        make_path(path, on_device(model, device), [images[:1]])  # refuses here, not in a worker's log
+        setup = Setup(model=model.name, shape=model.shape, inner_batch=inner_batch, path=path, device=device, worker=0)
+        data = {"images": images.numpy(), "labels": labels.numpy()}
+        self._pool = WorkerPool(asdict(setup), data, workers)
+
+    def close(self) -> None:
+        """End the workers, if there are any."""
+        if self._pool is not None:
+            self._pool.close()
 
     def round(
         self,
@@ -92,24 +91,20 @@ class Utility:
         fedavg(global_D, updates, samples)  # refuses what does not fit before the first evaluation
         return RoundGame(self, global_D, tuple(updates), tuple(samples), progress)
 
-    def outcome(self, state_D: torch.Tensor) -> Outcome:
-        """Evaluate one state [D]."""
-        self._model.load(state_D)
-        parts = []
-        with torch.inference_mode():
-            for logits, y in zip(self._path.logits(), self._labels, strict=True):
-                loss = functional.cross_entropy(logits, y, reduction="none")
-                parts.append((logits.argmax(1) == y, loss))
-            raw_E = torch.cat([loss for _, loss in parts])
-            finite_E = raw_E.isfinite()
-            correct_E = (torch.cat([right for right, _ in parts]) & finite_E).to(torch.uint8).numpy()
-            loss_E = torch.where(finite_E, raw_E, MAX_LOSS).clamp(max=MAX_LOSS).numpy()
-        return Outcome(
-            example_correct=correct_E,
-            example_loss=loss_E,
-            accuracy=int(correct_E.sum(dtype=np.int64)) / len(correct_E),
-            loss=float(loss_E.astype(np.float64).sum()) / len(loss_E),
-        )
+    def outcomes(self, game: RoundGame, keys: Sequence[bytes]) -> Iterator[tuple[bytes, Outcome]]:
+        """Evaluate coalitions of a round, named by their keys; workers give them back in no certain order."""
+        if self._pool is None:
+            for key in keys:
+                yield key, self._evaluation.outcome(game.coalition_state(members_of(key)))
+            return
+        global_D, updates, samples = game.parts
+        self._pool.open(game, global_D.numpy(), [update_D.numpy() for update_D in updates], samples)
+        yield from self._pool.outcomes(keys)
+
+
+def members_of(key: bytes) -> list[int]:
+    """The players in a coalition's key, in order."""
+    return [k for k, member in enumerate(key) if member]
 
 
 class RoundGame:
@@ -132,6 +127,11 @@ class RoundGame:
         self._outcomes: dict[bytes, Outcome] = {}
 
     @property
+    def parts(self) -> tuple[torch.Tensor, tuple[torch.Tensor, ...], tuple[int, ...]]:
+        """The round's global state [D], updates [D] each and sample counts: what its coalitions are made of."""
+        return self._global_D, self._updates, self._samples
+
+    @property
     def evaluated(self) -> int:
         """Coalitions that were really evaluated so far, whoever asked."""
         return len(self._outcomes)
@@ -147,9 +147,8 @@ class RoundGame:
     def outcomes(self, keys: Sequence[bytes]) -> list[Outcome]:
         """Outcomes of coalitions, named by their keys (a byte per player); the unknown ones are evaluated in order."""
         unknown = [key for key in dict.fromkeys(keys) if key not in self._outcomes]
-        for done, key in enumerate(unknown, start=1):
-            members = [k for k, member in enumerate(key) if member]
-            self._outcomes[key] = self._utility.outcome(self.coalition_state(members))
+        for done, (key, outcome) in enumerate(self._utility.outcomes(self, unknown), start=1):
+            self._outcomes[key] = outcome
             if self._progress is not None:
                 self._progress(done, len(unknown))
         return [self._outcomes[key] for key in keys]

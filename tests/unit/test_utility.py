@@ -15,9 +15,10 @@ from steelyard.config import EVALUATORS, Shape
 from steelyard.models import FlatModel
 from steelyard.scoring.coalitions import all_masks
 from steelyard.scoring.evaluators import make_evaluators
+from steelyard.scoring.outcome import MAX_LOSS
 from steelyard.scoring.paths import PATHS
 from steelyard.scoring.score import score_round
-from steelyard.scoring.utility import MAX_LOSS, RoundGame, Utility
+from steelyard.scoring.utility import RoundGame, Utility
 
 DIGITS = Shape(channels=1, height=8, width=8, classes=10)
 SAMPLES = [40, 25, 60, 10]
@@ -72,8 +73,8 @@ def test_a_real_round_that_is_an_airport_game_by_hand() -> None:
 
 def test_values_are_those_of_a_plain_forward_pass() -> None:
     game, state, updates = random_round()
-    utility_images = torch.cat(game._utility._path._images).contiguous()
-    labels = torch.cat(game._utility._labels)
+    utility_images = torch.cat(game._utility._evaluation._path._images).contiguous()
+    labels = torch.cat(game._utility._evaluation._labels)
     model = FlatModel("cnn8", DIGITS)
     masks = all_masks(4)
     accuracy, loss = game.view("accuracy").values(masks), game.view("loss").values(masks)
@@ -112,8 +113,8 @@ def test_bits_do_not_depend_on_company_order_or_asker(path: str) -> None:
 def test_a_model_left_in_training_with_another_state_changes_nothing(path: str) -> None:
     game = random_round(path=path)[0]
     reference = random_round(path=path)[0].view("loss").values(all_masks(4))
-    game._utility._model.load(torch.full_like(game._utility._model.state, 3.0))
-    game._utility._model.module.train()
+    game._utility._evaluation._model.load(torch.full_like(game._utility._evaluation._model.state, 3.0))
+    game._utility._evaluation._model.module.train()
     assert game.view("loss").values(all_masks(4)).tolist() == reference.tolist()
 
 
@@ -146,10 +147,10 @@ def test_the_validation_data_is_the_utilitys_own() -> None:
     state = model.initial_state(torch.Generator().manual_seed(1))
     images, labels = torch.rand(9, 1, 8, 8), torch.arange(9)
     utility = Utility(model, images, labels, inner_batch=4)
-    before = utility.outcome(state).loss
+    before = utility._evaluation.outcome(state).loss
     images.zero_()
     labels.zero_()
-    assert utility.outcome(state).loss == before
+    assert utility._evaluation.outcome(state).loss == before
 
 
 def test_calls_count_as_with_a_cold_cache() -> None:
