@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.control import Control
+from rich.segment import ControlType
 
 from steelyard.config import Experiment
 from steelyard.recording import read_events
@@ -30,6 +32,7 @@ class Progress:
         self._console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else WIDTH)
         self.run: Path | None = None
         self._seen = 0
+        self._passing = False  # the terminal's last line is one that the next line takes the place of
 
     def begin(self, experiment: Experiment, run: Path, honest: Path | None) -> None:
         """Announce a run."""
@@ -61,6 +64,7 @@ class Progress:
 
     def say(self, line: str) -> None:
         """Print one line."""
+        self.clear()
         self._console.print(line)
 
     def finish(self, run: Path) -> None:
@@ -78,6 +82,8 @@ class Progress:
             self._since = time.monotonic()  # joining is over: from here on rounds tell how long rounds take
         elif name == "server_started":
             self.say(f"  server at {event['address']}, start {event['incarnation']}")
+        elif name == "scoring":
+            self._show_scoring(event)
         elif name == "scored":
             self._show_round(event, events)
         elif name == "round_closed" and (event["missing"] or event["void"]):
@@ -86,6 +92,19 @@ class Progress:
             self.say(
                 f"  refused: {event['request']} of client {event['client']}: {event['refusal']}: {event['detail']}"
             )
+
+    def _show_scoring(self, event: dict[str, Any]) -> None:
+        """How far a long scoring is, on a line that the next one replaces; only a terminal can do that."""
+        if self._console.is_terminal:
+            self.clear()
+            self._console.print(scoring_line(event, self._experiment.rounds), end="")
+            self._passing = True
+
+    def clear(self) -> None:
+        """Take back a line that was only for the moment."""
+        if self._passing:
+            self._console.control(Control((ControlType.CARRIAGE_RETURN,), (ControlType.ERASE_IN_LINE, 2)))
+            self._passing = False
 
     def _show_round(self, event: dict[str, Any], events: list[dict[str, Any]]) -> None:
         assert self.run is not None
@@ -100,10 +119,22 @@ class Progress:
         left = taken / self._rounds_seen * (rounds - number)
         updates = f"{len(closed['received'])}/{len(closed['received']) + len(closed['missing'])} updates"
         accuracy = f"accuracy {event['accuracy']:.3f}"
-        eta = f"ETA {int(left) // 60}:{int(left) % 60:02d}"
+        eta = f"ETA {minutes(left)}"
         self.say(
             f"  round {number:>2}/{rounds}  {accuracy}  {value}  {updates}  {event['seconds']:.1f} s scoring  {eta}"
         )
+
+
+def scoring_line(event: dict[str, Any], rounds: int) -> str:
+    """A `scoring` event for a person: coalitions done and in all, and when that many take as long as those before."""
+    done, total = event["done"], event["total"]
+    left = event["seconds"] / done * (total - done)
+    return f"  round {event['round']:>2}/{rounds}  scoring {done} of {total} coalitions  ETA {minutes(left)}"
+
+
+def minutes(seconds: float) -> str:
+    """A duration as m:ss."""
+    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
 
 
 class Silent:

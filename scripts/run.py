@@ -40,6 +40,8 @@ def act(arguments: argparse.Namespace) -> int:
         again = f"{command_name()} run --resume {progress.run}" if progress.run else "the same command"
         sys.stderr.write(f"\nsteelyard: interrupted; every process was ended. To go on: {again}\n")
         return 130
+    finally:
+        progress.clear()
     progress.finish(run)
     return 0
 

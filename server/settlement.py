@@ -23,6 +23,8 @@ from steelyard.scoring.replay import RoundScorer
 from steelyard.seeding import torch_generator
 from steelyard.training import evaluate
 
+FIRST_WORD_S, NEXT_WORD_S = 3.0, 2.0  # a round that is scored sooner says nothing before it is done
+
 
 class Settlement:
     """Aggregates and scores closed rounds.
@@ -84,10 +86,45 @@ class Settlement:
             "suspicion": _join(f"{k}:{norm!r}:{cosine!r}" for k, norm, cosine in figures),
             "model_sha256": manifest.sha256,
         }
-        scores = self._scorer.rows(closed)
+        pace = Pace(FIRST_WORD_S, NEXT_WORD_S, time.monotonic())
+
+        def tell(done: int, total: int) -> None:
+            now = time.monotonic()
+            if pace.due(now):
+                self._ledger.event(
+                    "scoring", round=closed.round, done=done, total=total, seconds=round(pace.age(now), 3)
+                )
+
+        scores = self._scorer.rows(closed, tell)
         seconds = round(time.monotonic() - started, 3)
         self._ledger.settle(scores, {**metrics, "seconds": seconds})
         self._ledger.event("scored", round=closed.round, accuracy=accuracy, loss=loss, seconds=seconds)
+
+
+class Pace:
+    """Decides when a long task says again how far it is; seconds, by any clock that only goes forward.
+
+    Args:
+        first: how long the task stays silent.
+        then: the shortest pause between two words.
+        now: when the task began.
+    """
+
+    def __init__(self, first: float, then: float, now: float) -> None:
+        self._began = now
+        self._next = now + first
+        self._then = then
+
+    def age(self, now: float) -> float:
+        """Seconds since the task began."""
+        return now - self._began
+
+    def due(self, now: float) -> bool:
+        """Whether it is time for a word; then the next one is a pause away."""
+        if now < self._next:
+            return False
+        self._next = now + self._then
+        return True
 
 
 def _join(items: Iterable[object]) -> str:

@@ -18,7 +18,7 @@ from steelyard.models import FlatModel
 from steelyard.recording import ClosedRound, Recordings, read_vector
 from steelyard.scoring.evaluators import make_evaluators
 from steelyard.scoring.score import score_round
-from steelyard.scoring.utility import Utility
+from steelyard.scoring.utility import Progress, Utility
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,10 +72,22 @@ class RoundScorer:
             samples=tuple(self._samples[client] for client in clients),
         )
 
-    def rows(self, closed: ClosedRound) -> list[dict[str, Any]]:
-        """One row per evaluator and client, absent ones too; a client outside the round's game has value 0."""
+    def rows(self, closed: ClosedRound, progress: Progress | None = None) -> list[dict[str, Any]]:
+        """One row per evaluator and client, absent ones too; a client outside the round's game has value 0.
+
+        Args:
+            closed: the round.
+            progress: told, after each coalition, how many were evaluated and how many the round takes as far as is
+                known by then: what one evaluator needs at most, or more once several have asked for different ones.
+        """
         recorded = self.read(closed)
-        game = self._utility.round(recorded.global_D, recorded.updates, recorded.samples)
+        needed = max((named.evaluator.most_calls(len(recorded.clients)) for named in self._evaluators), default=0)
+
+        def tell(done: int, requested: int) -> None:
+            if progress is not None:
+                progress(game.evaluated, max(needed, game.evaluated + requested - done))
+
+        game = self._utility.round(recorded.global_D, recorded.updates, recorded.samples, tell)
         place = {client: i for i, client in enumerate(recorded.clients)}
         rows = []
         for result in score_round(game, self._evaluators, seed=self._seed, round_number=closed.round):

@@ -4,10 +4,18 @@ from __future__ import annotations
 
 import json
 import shutil
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from deploy.launch import ROLES
+from deploy.prepare import server_folder
+from steelyard.bundle import read_arrays
+from steelyard.config import ServerHalf, load_half
+from steelyard.recording import Recordings
+from steelyard.scoring.replay import RoundScorer
 
 pytestmark = pytest.mark.timeout(400)  # several waits, each bounded, on a loaded machine
 
@@ -87,6 +95,17 @@ def test_another_evaluation_path_replays_as_exactly(undisturbed: Any, shell: Any
     code, said, err = shell.steelyard("replay", str(run), env=OTHER_SHELL)
     assert (code, err) == (0, "")
     assert "18 of 18 scores and 3 of 3 models are bit-equal to the live run" in said
+
+
+def test_scoring_tells_how_far_it_is(undisturbed: Any) -> None:
+    server = server_folder(undisturbed.run / ROLES)
+    recordings = Recordings(undisturbed.run)
+    told: list[tuple[int, int]] = []
+    with closing(
+        RoundScorer(load_half(ServerHalf, server / "half.json"), read_arrays(server / "data.safetensors"), recordings)
+    ) as scorer:
+        scorer.rows(recordings.closed_rounds()[0], lambda done, total: told.append((done, total)))
+    assert told == [(i, 8) for i in range(1, 9)], "all coalitions of three; leave-one-out finds its own among them"
 
 
 def test_replay_sees_one_digit_of_one_score(undisturbed: Any, shell: Any) -> None:
