@@ -17,8 +17,13 @@ from steelyard.config import Experiment, load_experiment
 from steelyard.data.deal import deal
 from steelyard.errors import SteelyardError, UserError
 
-MODEL_FLOATS = {"resnet18": 11_300_000, "vgg16_bn": 14_800_000, "wrn28_10": 36_600_000}  # upper estimates
-SMALL_MODEL_FLOATS = 500_000  # of every other network, most of them a tenth
+MODEL_FLOATS = {
+    "cnn28_large": 460_000,
+    "resnet18": 11_300_000,
+    "vgg16_bn": 14_800_000,
+    "wrn28_10": 36_600_000,
+}  # at most
+SMALL_MODEL_FLOATS = 50_000  # at most, of every other network
 PROCESS_BYTES = 150 * 2**20  # private memory of a process with torch imported
 MODELS_HELD = 6  # by a process at once: state, gradients, momentum, update, global model, one to spare
 

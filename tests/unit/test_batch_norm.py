@@ -33,6 +33,7 @@ from steelyard.models import MODELS, FlatModel
 from steelyard.models.layout import variances
 from steelyard.recording import ClosedRound, Recordings
 from steelyard.scoring.coalitions import all_masks
+from steelyard.scoring.evaluation import Evaluation
 from steelyard.scoring.utility import Utility
 from steelyard.seeding import torch_generator
 from steelyard.training import train
@@ -112,7 +113,7 @@ def test_evaluation_leaves_statistics_alone() -> None:
     model = FlatModel("normalized", SHAPE)
     state = model.initial_state(torch_generator(0, "model"))
     images, labels = data(3)
-    Utility(model, images, labels, inner_batch=8).outcome(state)
+    Evaluation(model, images, labels, inner_batch=8, path="plain").outcome(state)
     assert torch.equal(model.state, state)
 
 

@@ -134,7 +134,8 @@ def test_an_unknown_network_is_the_users_mistake() -> None:
 def test_images_without_a_network_of_their_own_size() -> None:
     assert [default_model(shape) for shape in (DIGITS, FASHION, COLOUR)] == ["cnn8", "cnn28", "cnn32"]
     with pytest.raises(
-        UserError, match=r"^\[model\] name: no default network for 32x16 images; name one of cnn8, cnn28, cnn32"
+        UserError,
+        match=r"^\[model\] name: no default network for 32x16 images; name one of cnn8, cnn28, cnn28_large, cnn32",
     ):
         FlatModel("", Shape(channels=3, height=32, width=16, classes=10))
 
