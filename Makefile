@@ -2,9 +2,10 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 BASE ?= HEAD
+TABLE ?= digits_own
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-slow check format protos golden clean
+.PHONY: help setup run study test test-slow check format protos golden clean
 
 help:  ## show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -18,6 +19,9 @@ setup: .venv/ready  ## make .venv with the pinned packages
 
 run: setup  ## the quickstart: ten client processes, one cheats
 	$(BIN)/steelyard run experiments/quickstart.toml
+
+study: setup  ## one table of the study, e.g. make study TABLE=digits_own
+	$(BIN)/steelyard sweep experiments/paper/$(TABLE).toml
 
 test: setup  ## the test suite, without the slow ones
 	$(BIN)/python -m pytest -m 'not slow'
