@@ -16,8 +16,7 @@ from client.attacks.reference import from_data
 from client.attacks.unroll import LocalTraining, call
 from steelyard.config import Shape, TrainingConfig
 from steelyard.errors import UserError
-from steelyard.generators import Decoder, train_decoder
-from steelyard.generators.training import DecoderParams
+from steelyard.generators import Decoder, MlpParams, train_decoder
 from steelyard.models import FlatModel
 from steelyard.seeding import torch_generator
 
@@ -53,7 +52,7 @@ def states(resources: Resources) -> list[torch.Tensor]:
 
 @pytest.fixture
 def decoder(resources: Resources) -> Decoder:
-    return train_decoder(resources.images, resources.labels, SHAPE, DecoderParams(hidden=32, steps=60), seed=1)
+    return train_decoder(resources.images, resources.labels, SHAPE, MlpParams(hidden=32, steps=60), seed=1)
 
 
 def test_simulated_training_makes_the_update_that_training_makes(
