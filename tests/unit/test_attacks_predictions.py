@@ -11,7 +11,11 @@ from client.attacks import Resources, make_attack
 from client.attacks.ace import predict
 from client.attacks.lbfgs import hessian_times
 from client.attacks.self_promotion import Evaluator, promote
+from steelyard.config import Shape
+from steelyard.models import FlatModel
 from steelyard.seeding import torch_generator
+
+SHAPE = Shape(channels=1, height=8, width=8, classes=10)
 
 
 def seeded(*shape: int) -> torch.Tensor:
@@ -128,11 +132,15 @@ def test_promotion_raises_the_simulated_score_within_the_honest_norm(
     assert sources == (["own", "previous_step"] if others == "previous_step" else [others, others])
 
 
-def test_promotion_leaves_buffers_honest(resources: Resources, states: list[torch.Tensor]) -> None:
-    own = replace(resources)
-    simulated = evaluator(own, states[0], torch.zeros(1, len(states[0])), [0])
-    _, slope = simulated.loss(states[1] - states[0])
-    honest = states[1] - states[0]
+def test_promotion_goes_downhill_and_leaves_buffers_honest(resources: Resources) -> None:
+    own = replace(resources, model=FlatModel("cnn32_bn", SHAPE))
+    start = own.model.initial_state(torch_generator(1, "initial"))
+    simulated = evaluator(own, start, torch.zeros(1, len(start)), [0])
+    honest = own.train(1, start, own.images, own.labels)
+    before, trainable = honest.clone(), own.model.layout.trainable
+    _, slope = simulated.loss(honest)
     promoted = promote(simulated, honest, 1, 0.1)
-    assert float((promoted - honest) @ slope) < 0
-    assert torch.equal(honest, states[1] - states[0])  # it wrote into a copy
+    assert float((promoted - honest)[:trainable] @ slope) < 0
+    assert before[trainable:].any()
+    assert torch.equal(promoted[trainable:], before[trainable:])
+    assert torch.equal(honest, before)  # it wrote into a copy
