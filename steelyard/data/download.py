@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import http.client
 import os
+import threading
 import time
 import urllib.request
 from pathlib import Path
@@ -32,7 +33,7 @@ def fetch(url: str, target: Path, *, size: int, md5: str, limit_s: float) -> Non
     Raises:
         UserError: it cannot be had within the limit, or is not the file that was expected. Nothing is left behind.
     """
-    partial = target.with_name(f".{target.name}.{os.getpid()}")
+    partial = target.with_name(f".{target.name}.{os.getpid()}-{threading.get_ident()}")  # a sweep fetches on threads
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         try:

@@ -10,6 +10,7 @@ import socket
 import tarfile
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -157,6 +158,22 @@ def test_a_transfer_that_drips_on_is_given_up(site: Site, tmp_path: Path) -> Non
     with pytest.raises(UserError, match=r"9000 bytes expected within 0\.5 s, got |timed out"):
         fetch(f"{site.url}/data.gz", tmp_path / "data.gz", size=len(BODY), md5=MD5, limit_s=0.5)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_threads_that_fetch_the_same_file_do_not_meet(site: Site, tmp_path: Path) -> None:
+    """A sweep's runs start side by side in one process, and each deals the data."""
+    site.files |= {"slow.gz": BODY, "quick.gz": BODY}
+    site.dripping.add("slow.gz")
+    target = tmp_path / "data.gz"
+    with ThreadPoolExecutor(1) as pool:
+        slow = pool.submit(fetch, f"{site.url}/slow.gz", target, size=len(BODY), md5=MD5, limit_s=30)
+        while not site.requests and not slow.done():
+            wait([slow], 0.01)
+        fetch(f"{site.url}/quick.gz", target, size=len(BODY), md5=MD5, limit_s=30)
+        site.over.set()
+        slow.result(30)
+    assert target.read_bytes() == BODY
+    assert list(tmp_path.iterdir()) == [target]
 
 
 def test_every_place_and_the_way_out_are_named_when_all_fail(
