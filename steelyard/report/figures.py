@@ -111,12 +111,12 @@ def line_figure(title: str, unit: str, lines: Sequence[Line], first: int) -> str
 
 
 def interval_figure(title: str, unit: str, spans: Sequence[Span]) -> str:
-    """Means with their intervals from top to bottom, on one horizontal axis with a line at 0."""
-    left = 40 + 7 * max(len(span.label) for span in spans)
-    right = WIDTH - 40 - 7 * max(len(span.words) for span in spans)
+    """Means with their intervals from top to bottom, on one horizontal axis with a line at 0; bare without any."""
+    left = 40 + 7 * max((len(span.label) for span in spans), default=0)
+    right = WIDTH - 40 - 7 * max((len(span.words) for span in spans), default=0)
     height = TOP + BOTTOM + ROW * len(spans)
     ends = [end for span in spans for end in (span.mean, span.low, span.high) if math.isfinite(end)]
-    marks = ticks(min(0.0, *ends), max(0.0, *ends))
+    marks = ticks(min([0.0, *ends]), max([0.0, *ends]))
 
     def x(value: float) -> float:
         return left + (min(max(value, marks[0]), marks[-1]) - marks[0]) / (marks[-1] - marks[0]) * (right - left)

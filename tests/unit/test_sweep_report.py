@@ -252,6 +252,16 @@ def test_the_figure_shows_every_interval_to_scale(sweep: Sweep, tmp_path: Path) 
     assert "latent" in [text.text for text in root.iter(f"{space}text")]
 
 
+def test_a_sweep_of_which_the_control_alone_is_done_has_tables_and_a_bare_figure(sweep: Sweep, tmp_path: Path) -> None:
+    whole = with_control(sweep)
+    for cell in whole.cells:
+        write_run(tmp_path, cell, "DONE" if cell.variant in (HONEST, "without") else "RUNNING")
+    results = Results(whole, read_rows(whole.cells, tmp_path))
+    assert "latent minus honest, sv: -, up in 0 of 0 seeds, paired t-test p = -" in markdown(results)
+    root = ET.fromstring(intervals_figure(results))  # noqa: S314 - our own text
+    assert not list(root.iter("{http://www.w3.org/2000/svg}circle"))
+
+
 def test_files_are_written_from_finished_runs_alone(sweep: Sweep, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="finished runs of sweep s expected"):
         write_sweep(sweep, tmp_path)
