@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import math
 import re
 import tomllib
 from collections.abc import Iterator, Mapping
@@ -155,6 +156,7 @@ def resolve(config: SweepConfig, base: Mapping[str, Any], where: str) -> Sweep:
         UserError: as `load_sweep`.
     """
     _check_names(config, where)
+    _check_seeds(config, where)
     axes = dict(_flat(config.grid))
     seeds = _seeds(axes.pop(SEED, [base.get(SEED, 0)]), f"{where} [grid] {SEED}")
     points = _points(axes, f"{where} [grid]")
@@ -196,9 +198,9 @@ def apply(table: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, A
 
 
 def _flat(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted keys and values, however the file nested them."""
+    """Dotted keys and values, however the file nested them; a table without keys is a value, such as no attack."""
     for key, value in table.items():
-        if isinstance(value, Mapping):
+        if isinstance(value, Mapping) and value:
             yield from _flat(value, f"{prefix}{key}.")
         else:
             yield prefix + key, value
@@ -221,6 +223,8 @@ def _points(axes: Mapping[str, Any], where: str) -> tuple[dict[str, Any], ...]:
     for key, values in axes.items():
         if not isinstance(values, list) or not values or any(values.count(value) > 1 for value in values):
             raise UserError(f"{where} {key}: a list of different values expected, got {values!r}")
+    if (count := math.prod(map(len, axes.values()))) > MAX_CELLS:
+        raise UserError(f"{where}: at most {MAX_CELLS} points expected, got {count}")
     return tuple(dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values()))
 
 
@@ -281,6 +285,13 @@ def _check_names(config: SweepConfig, where: str) -> None:
             f"{where} [[variants]]: names of their own expected, none {HONEST!r} (that run comes by itself), "
             f"got {', '.join(names)}"
         )
+
+
+def _check_seeds(config: SweepConfig, where: str) -> None:
+    """Seeds pair the runs, so the grid alone gives them: with one set elsewhere a run would repeat under each seed."""
+    for table, overrides in (("set", config.set), *((f"variant {each.name}", each.set) for each in config.variants)):
+        if SEED in dict(_flat(overrides)):
+            raise UserError(f"{where} {table}: seeds in [grid] expected, got one here; move it there")
 
 
 def _check_contrasts(sweep: Sweep, where: str) -> None:

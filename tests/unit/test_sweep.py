@@ -97,6 +97,12 @@ def test_overrides_leave_the_table_as_it_was() -> None:
         apply({"seed": 1}, {"seed.x": 2})
 
 
+def test_an_empty_table_overrides_too() -> None:
+    assert apply(BASE, {"attack": {}})["attack"] == {}
+    (twin, cell) = made(variants=[{"name": "quick", "set": {"attack": {}, "training.epochs": 1}}]).cells
+    assert (twin.experiment.attack, cell.experiment.attack) == ({}, {})
+
+
 def test_the_primary_contrast_picks_its_grid_point_and_evaluator() -> None:
     sweep = made(
         grid={"data.alpha": [0.1, 0.3]},
@@ -119,6 +125,9 @@ def test_the_primary_contrast_picks_its_grid_point_and_evaluator() -> None:
         ({"variants": [{"name": "a", "set": {"data.alhpa": 1}}]}, "variant a data: unknown key 'alhpa'"),
         ({"grid": {"seed": "9..1"}}, "a range that counts up"),
         ({"grid": {"seed": [1, 1]}}, "different integers"),
+        ({"set": {"seed": 3}}, "s.toml set: seeds in .grid. expected"),
+        ({"variants": [{"name": "a", "set": {"seed": 3}}]}, "variant a: seeds in .grid. expected"),
+        ({"grid": {f"attack.k{i}": list(range(10)) for i in range(6)}}, "at most 100000 points expected, got 1000000"),
         ({"grid": {"data.alpha": 0.3}}, "data.alpha: a list of different values"),
         ({"grid": {"data.alpha": [0.3, 0.3]}}, "data.alpha: a list of different values"),
         ({"primary": {"variant": "ltaent"}}, "one of flip, honest, latent expected, got 'ltaent'"),
