@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import csv
 import os
+import shlex
 import sys
 import time
 from collections.abc import Sequence
@@ -37,8 +38,7 @@ def act(arguments: argparse.Namespace) -> int:
         try:
             failed = _run(sweep, arguments)
         except KeyboardInterrupt:
-            again = " ".join([command_name(), "sweep", *map(str, (arguments.sweep, "--out", arguments.out))])
-            sys.stderr.write(f"\nsteelyard: interrupted; every process was ended. To go on: {again}\n")
+            sys.stderr.write(f"\nsteelyard: interrupted; every process was ended. To go on: {_again(arguments)}\n")
             return 130
     try:
         text = write_sweep(sweep, arguments.out)
@@ -53,6 +53,13 @@ def act(arguments: argparse.Namespace) -> int:
         names = "; ".join(f"{outcome.cell.title}: {outcome.reason}" for outcome in failed)
         sys.stderr.write(f"steelyard: {len(failed)} of {len(sweep.runs)} runs failed: {names}\n")
     return 1 if failed else 0
+
+
+def _again(arguments: argparse.Namespace) -> str:
+    """The command line that continues the sweep as it was started."""
+    options = {"--out": arguments.out, "--jobs": arguments.jobs, "--launcher": arguments.launcher}
+    given = [str(word) for pair in options.items() if pair[1] is not None for word in pair]
+    return shlex.join([command_name(), "sweep", str(arguments.sweep), *given])
 
 
 def _run(sweep: Sweep, arguments: argparse.Namespace) -> list[Outcome]:
