@@ -49,7 +49,8 @@ class FreeRider:
         if before:
             step = (global_D - before["global"])[:trainable]
             scale = before.get("scale", step.abs().mean().view(1))
-            keep["scale"] = scale
+            if scale.any():  # a void round's step is none
+                keep["scale"] = scale
             if self.params.send == "previous_step":
                 update_D[:trainable] = step
             deviation = self.params.noise * float(scale) * round_**-self.params.decay

@@ -146,11 +146,12 @@ def test_free_riders_noise_fades_from_the_first_step_it_saw(resources: Resources
     table = {"name": "free_rider", "send": "nothing", "noise": 3.0, "decay": 2.0}
     size = resources.model.layout.size
     notes = {}
-    for t, value in ((1, 0.0), (2, -0.5), (4, 7.0)):  # steps of -0.5, then of 7.5: only the first one counts
+    # round 1 is void, so round 2 shows no step; then steps of -0.5 and of 7.5: only the first one counts
+    for t, value in ((1, 0.0), (2, 0.0), (3, -0.5), (4, 7.0)):
         result = make_attack(table, resources).update(t, torch.full((size,), value))
         notes[t] = result.notes["noise_std"]
         assert float(result.update_D.std()) == pytest.approx(notes[t], rel=0.05)
-    assert notes == {1: 0.0, 2: 3 * 0.5 / 4, 4: 3 * 0.5 / 16}
+    assert notes == {1: 0.0, 2: 0.0, 3: 3 * 0.5 / 9, 4: 3 * 0.5 / 16}
 
 
 def test_latent_falls_back_to_its_own_samples_in_the_first_round(
