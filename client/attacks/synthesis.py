@@ -1,6 +1,7 @@
 """A decoder, the labels to make and the first latents: what `latent` and its control `decoder_samples` share.
 
-Both draw from the same generators, so under one seed they differ by the optimization alone.
+Both draw from the same generators, so under one seed they differ by the optimization alone. But with
+`reference = "own"`, `latent` withholds samples from its decoder, which is another one then.
 """
 
 from __future__ import annotations

@@ -56,7 +56,7 @@ class Decoder:
 
         Args:
             path: the file to make.
-            provenance: what it was made of, see `steelyard.provenance`; part of the file, so of its digest.
+            provenance: what it was made of, see `decoder_store.Provenance`; part of the file, so of its digest.
         """
         arrays: dict[str, np.ndarray[tuple[int, ...], np.dtype[np.generic]]] = {
             "kind": np.frombuffer(self.kind.encode(), dtype=np.uint8),
