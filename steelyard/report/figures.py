@@ -101,10 +101,7 @@ def line_figure(title: str, unit: str, lines: Sequence[Line], first: int) -> str
     ]
     for line in sorted(lines, key=lambda line: line.dashed):  # dashes on top: two equal curves both show
         points = [(x(first + at), axis.y(value)) for at, value in enumerate(line.values)]
-        path = " ".join(f"{px:.1f},{py:.1f}" for px, py in points)
-        dash = ' stroke-dasharray="6 4"' if line.dashed else ""
-        parts.append(f'<polyline points="{path}" fill="none" stroke="{line.colour}" stroke-width="2.2"{dash}/>')
-        parts.extend(f'<circle cx="{px:.1f}" cy="{py:.1f}" r="2.8" fill="{line.colour}"/>' for px, py in points)
+        parts.extend(_curve(points, line))
     parts.append(_rule(HEIGHT - BOTTOM, INK))
     parts.append(_text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 10, "round"))
     return _figure(title, unit, axis, parts, lines)
@@ -137,6 +134,18 @@ def interval_figure(title: str, unit: str, spans: Sequence[Span]) -> str:
         parts.append(f'<circle cx="{x(span.mean):.1f}" cy="{y:.1f}" r="4" fill="{span.colour}"/>')
         parts.append(_text(WIDTH - 16, y + 4, span.words, anchor="end"))
     return _page(title, unit, height, parts)
+
+
+def curve_figure(title: str, unit: str, lines: Sequence[Line], names: Sequence[str], axis_name: str) -> str:
+    """Curves over named places, side by side at equal distances; the values' axis begins at 0."""
+    axis = Axis(ticks(0.0, max(value for line in lines for value in line.values)))
+    step = (WIDTH - LEFT - RIGHT - 30) / max(1, len(names) - 1)
+    parts = [_text(LEFT + 15 + at * step, HEIGHT - BOTTOM + 18, name) for at, name in enumerate(names)]
+    for line in lines:
+        parts.extend(_curve([(LEFT + 15 + at * step, axis.y(value)) for at, value in enumerate(line.values)], line))
+    parts.append(_rule(HEIGHT - BOTTOM, INK))
+    parts.append(_text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 10, axis_name))
+    return _figure(title, unit, axis, parts, lines)
 
 
 def ticks(low: float, high: float) -> list[float]:
@@ -201,6 +210,13 @@ def _bar(axis: Axis, x: float, width: float, height: float, error: float | None,
         )
         parts.append(f'<path d="{path}" stroke="{INK}" stroke-width="1.1" fill="none"/>')
     return "".join(parts)
+
+
+def _curve(points: Sequence[tuple[float, float]], line: Line) -> list[str]:
+    path = " ".join(f"{px:.1f},{py:.1f}" for px, py in points)
+    dash = ' stroke-dasharray="6 4"' if line.dashed else ""
+    circles = [f'<circle cx="{px:.1f}" cy="{py:.1f}" r="2.8" fill="{line.colour}"/>' for px, py in points]
+    return [f'<polyline points="{path}" fill="none" stroke="{line.colour}" stroke-width="2.2"{dash}/>', *circles]
 
 
 def _rule(y: float, colour: str) -> str:

@@ -1,0 +1,199 @@
+"""`steelyard bench evaluation`: coalitions per second against published style, path errors, estimators' errors.
+
+The work runs in a child process with the environment of a run's processes, since threads and library settings of the
+caller's shell would be measured too: `python -m scripts.bench OPTIONS` is that child.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime as dt
+import json
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.table import Table
+
+from deploy.environment import process_environment
+from deploy.launch import provenance
+from steelyard.bundle import write_text
+from steelyard.config import ClientsConfig, DataConfig, Experiment, ModelConfig, Shape, TrainingConfig
+from steelyard.errors import UserError
+from steelyard.process import run_main, settle_down
+from steelyard.report.figures import ATTACKER, BENIGN, HONEST, INK, Line, Span, curve_figure, interval_figure
+
+if TYPE_CHECKING:
+    from steelyard.benchmarks.estimators import Estimate
+    from steelyard.benchmarks.evaluation import Timing
+
+WIDTH = 120
+COLOURS = (ATTACKER, BENIGN, INK, HONEST, "#4f9d69", "#b8862b")  # as many curves as a legend has room for
+COLOUR = Shape(channels=3, height=32, width=32, classes=10)
+SHAPES = {
+    "cnn8": Shape(channels=1, height=8, width=8, classes=10),
+    "cnn28": Shape(channels=1, height=28, width=28, classes=10),
+    "cnn28_large": Shape(channels=1, height=28, width=28, classes=10),
+}
+BASELINE = "fedsv permutation"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command line."""
+    parser.add_argument("what", choices=("evaluation",), help="what to measure")
+    parser.add_argument("--parts", default="speed,paths,estimators", help="which parts, e.g. speed (default: all)")
+    parser.add_argument("--repetitions", type=int, default=5, help="turns of every contender (default: 5)")
+    parser.add_argument("--models", default="cnn28_large,cnn8", help="networks to time (default: cnn28_large,cnn8)")
+    parser.add_argument("--images", type=int, default=2000, help="images; of 8x8 at most 300 (default: 2000)")
+    parser.add_argument("--coalitions", type=int, default=2, help="coalitions per turn; of 8x8 16 (default: 2)")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="scoring workers (default: cores)")
+    parser.add_argument("--games", type=Path, default=Path("tests/data/games"), help="complete games as CSV files")
+    parser.add_argument("--draws", type=int, default=50, help="repetitions of every estimator (default: 50)")
+    parser.add_argument("--out", type=Path, help="folder for speed-MODEL.svg and estimators.svg")
+
+
+def act(arguments: argparse.Namespace) -> int:
+    """Measure in a child process; returns its exit code."""
+    if unknown := set(arguments.parts.split(",")) - {"speed", "paths", "estimators"}:
+        raise UserError(f"--parts: speed, paths and estimators expected, got {sorted(unknown)[0]!r}")
+    if min(arguments.repetitions, arguments.images, arguments.coalitions, arguments.workers, arguments.draws) < 1:
+        raise UserError("--repetitions, --images, --coalitions, --workers, --draws: 1 or more expected")
+    options = {key: str(value) for key, value in vars(arguments).items() if key not in ("act", "command", "out")}
+    options["out"] = str(arguments.out or "")
+    command = [sys.executable, "-m", "scripts.bench", json.dumps(options)]
+    return subprocess.run(command, env=process_environment(), check=False).returncode
+
+
+def measure(options: dict[str, str]) -> None:
+    """Print every part that was asked for, and draw it."""
+    console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else WIDTH)
+    found, today = provenance(), dt.datetime.now(dt.UTC).date()
+    versions = ", ".join(f"{name} {found['versions'][name]}" for name in ("torch", "numpy", "steelyard"))
+    console.print(f"{today}  {found['processor']}, {found['cores']} cores, 1 thread a process; {versions}")
+    parts = options["parts"].split(",")
+    out = Path(options["out"]) if options["out"] else None
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+    if "speed" in parts:
+        _speed(options, console, out)
+    if "paths" in parts:
+        _paths(console)
+    if "estimators" in parts:
+        _estimators(options, console, out)
+
+
+def _speed(options: dict[str, str], console: Console, out: Path | None) -> None:
+    from steelyard.benchmarks.evaluation import Case, timings
+
+    for model in options["models"].split(","):
+        shape = SHAPES.get(model, COLOUR)
+        images = int(options["images"]) if shape.height > 8 else min(300, int(options["images"]))
+        coalitions = int(options["coalitions"]) if shape.height > 8 else 16
+        case = Case(model=model, shape=shape, examples=images, coalitions=coalitions)
+        what = f"{model}, {images} images of {shape.height}x{shape.width}"
+        batches = (100, 32) if shape.height > 8 else (100, 300)
+        found = list(timings(case, batches, int(options["workers"]), int(options["repetitions"])))
+        table = Table(
+            "path, inner batch", "wall ms", "processor ms", "x published", "range", title=f"A coalition: {what}"
+        )
+        for timing in found:
+            low, high = timing.ratios
+            processor = "" if timing.processor_s is None else f"{1e3 * timing.processor_s:.2f}"
+            cells = (f"{1e3 * timing.seconds:.2f}", processor, f"{timing.ratio:.2f}", f"{low:.2f} - {high:.2f}")
+            table.add_row(timing.name, *cells)
+        console.print(table)
+        if out is not None:
+            _draw_speed(what, found, out / f"speed-{model}.svg", console)
+
+
+def _paths(console: Console) -> None:
+    from steelyard.benchmarks.evaluation import path_errors
+    from steelyard.benchmarks.rounds import trained_round
+
+    table = Table("data, model, round", "path", "accuracy: most, mean", "loss: most, mean", title="Against plain")
+    for dataset, model, samples, validation in (("digits", "cnn8", 100, 300), ("fashion_mnist", "cnn28", 300, 500)):
+        for rounds in (1, 4):
+            experiment = Experiment(
+                name="bench",
+                rounds=rounds,
+                data=DataConfig(dataset=dataset, samples_per_client=samples, validation=validation, test=10),
+                model=ModelConfig(name=model),
+                training=TrainingConfig(epochs=1),
+                clients=ClientsConfig(count=6),
+            )
+            try:
+                material = trained_round(experiment)
+            except UserError as error:
+                console.print(f"{dataset} left out: {error}")
+                break
+            for found in path_errors(material, inner_batch=100):
+                accuracy, loss = ("{:.1e}, {:.1e}".format(*pair) for pair in (found.accuracy, found.loss))
+                table.add_row(f"{dataset}, {model}, {rounds}", found.path, accuracy, loss)
+    console.print(table)
+
+
+def _estimators(options: dict[str, str], console: Console, out: Path | None) -> None:
+    from steelyard.benchmarks.estimators import errors, read_games
+
+    budgets = (40, 100, 200, 400)
+    games = read_games(Path(options["games"]))
+    found = list(errors(games, budgets, int(options["draws"])))
+    title = f"RMSE x 1000 (calls) at {', '.join(map(str, budgets))} coalitions, {options['draws']} draws"
+    table = Table("evaluator", "game", *map(str, budgets), title=title)
+    for name, game in dict.fromkeys((estimate.evaluator, estimate.game) for estimate in found):
+        mine = [estimate for estimate in found if (estimate.evaluator, estimate.game) == (name, game)]
+        table.add_row(name, game, *(f"{1e3 * estimate.rmse:.2f} ({estimate.calls:.0f})" for estimate in mine))
+    console.print(table)
+    if out is not None:
+        _draw_estimators(found, budgets, out / "estimators.svg", console)
+
+
+def _draw_speed(what: str, found: Sequence[Timing], path: Path, console: Console) -> None:
+    spans = [
+        Span(
+            label=timing.name,
+            mean=timing.ratio,
+            low=timing.ratios[0],
+            high=timing.ratios[1],
+            words=f"{timing.ratio:.2f}",
+            colour=HONEST if timing.ratio == 1 else BENIGN,
+        )
+        for timing in found
+    ]
+    unit = "coalitions per second, x published loop: median and extremes of its turns"
+    write_text(path, interval_figure(what, unit, spans) + "\n")
+    console.print(f"figure {path}")
+
+
+def _draw_estimators(found: Sequence[Estimate], budgets: Sequence[int], path: Path, console: Console) -> None:
+    """The geometric mean over games of each estimator's RMSE against the baseline's, for the best ones."""
+    known = {(e.evaluator, e.game, e.budget): e.rmse for e in found}
+    games = sorted({e.game for e in found})
+
+    def relative(name: str, budget: int) -> float:
+        logs = [math.log(known[name, game, budget] / known[BASELINE, game, budget]) for game in games]
+        return math.exp(sum(logs) / len(logs))
+
+    names = sorted({e.evaluator for e in found}, key=lambda name: relative(name, budgets[1]))[: len(COLOURS)]
+    lines = [
+        Line(label=name, values=[relative(name, budget) for budget in budgets], colour=colour)
+        for name, colour in zip(names, COLOURS, strict=False)
+    ]
+    title = "Error of sampled values: root mean square, geometric mean over four games"
+    write_text(path, curve_figure(title, f"x {BASELINE}", lines, [str(b) for b in budgets], "coalitions") + "\n")
+    console.print(f"figure {path}")
+
+
+def _child() -> int:
+    settle_down()
+    measure(json.loads(sys.argv[1]))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_main(_child))
