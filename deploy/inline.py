@@ -86,6 +86,8 @@ def run_inline(roles: Path, run: Path, order: tuple[int, ...]) -> None:
     finally:
         for thread in threads:
             thread.join(half.transport.timeout_s)
+    if hung := [thread.name for thread in threads if thread.is_alive()]:
+        faults.append(WaitTimeoutError(f"{hung[0]} did not end within {half.transport.timeout_s:g} s of the server"))
     if faults:
         raise faults[0]
 

@@ -154,7 +154,7 @@ def _await_end(processes: list[Process]) -> None:
 
 def end_all(processes: list[Process]) -> None:
     """End every process that still runs: ask, wait, then insist."""
-    with _ignoring_interrupts():
+    with ignoring_interrupts():
         for process in processes:
             if process.code is None:
                 process.popen.terminate()
@@ -168,7 +168,7 @@ def end_all(processes: list[Process]) -> None:
 
 
 @contextlib.contextmanager
-def _ignoring_interrupts() -> Iterator[None]:
+def ignoring_interrupts() -> Iterator[None]:
     """A second Ctrl-C must not leave an orphan behind."""
     if threading.current_thread() is not threading.main_thread():
         yield

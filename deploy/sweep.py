@@ -6,16 +6,15 @@ which end with it. What is DONE is not run again. Torch-free.
 
 from __future__ import annotations
 
-import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from deploy.launch import Options, run_experiment, status
+from deploy.local import ignoring_interrupts
 from steelyard.config import Experiment
 from steelyard.errors import SteelyardError
 from steelyard.sweep import HONEST, Cell
@@ -114,7 +113,7 @@ def run_cells(cells: Sequence[Cell], options: Options, jobs: int, told: Callable
                     outcomes.append(each)
                     told(each)
     finally:
-        with _ignoring_interrupts():
+        with ignoring_interrupts():
             stop.set()
             pool.shutdown(wait=True, cancel_futures=True)
     return outcomes
@@ -128,13 +127,3 @@ def _run_cell(cell: Cell, options: Options, stop: threading.Event) -> Outcome:
     except (SteelyardError, OSError) as error:
         reason = str(error) or type(error).__name__
     return Outcome(cell=cell, seconds=time.monotonic() - started, reason=reason)
-
-
-@contextmanager
-def _ignoring_interrupts() -> Iterator[None]:
-    """A second Ctrl-C must not leave a run behind."""
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)

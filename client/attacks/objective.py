@@ -116,7 +116,8 @@ class UpdateObjective:
 
     Local training is simulated step by step on the shard and the synthetic samples. Direction: the update against the
     reference's; magnitude: its length against `norm`, that of the update which honest training would make; utility: the
-    mean cross-entropy of the model that the update leads to, on the reference's data.
+    mean cross-entropy of the model that the update leads to, on the reference's data. With BatchNorm, utility and task
+    are taken with the running statistics that the simulated training ends with.
     """
 
     training: LocalTraining

@@ -345,7 +345,7 @@ def _contribution(results: Results) -> str:
     header = ("at", "variant", "evaluator", "score gain", "worth, honest", "worth, attacked", "worth gain", "remainder")
     title = (
         "Contribution control: worth is the test utility with the attacker minus that of the federation retrained "
-        "without it; the remainder, score gain minus worth gain, is manipulation"
+        "without it; the remainder is the part of the score gain that no gain in worth matches"
     )
     return _block(title, header, cells)
 
