@@ -111,7 +111,7 @@ def _inflation_sentence(evaluator: str, results: Table, inflation: Table) -> str
         f"Client {client} {verb} its {evaluator}{amount}, "
         f"from {honest['total'][client]:.4f} to {attacked['total'][client]:.4f} "
         f"(standard error {_figure(inflation['std_error'])} from sampling coalitions, "
-        f"{_figure(inflation['validation_std_error'])} over validation examples), "
+        f"{_figure(inflation['validation_std_error'])} over validation examples if rounds were independent), "
         f"and {_rank_change(honest['rank'][client], attacked['rank'][client])} "
         f"of {sum(rank is not None for rank in honest['rank'])}."
     )

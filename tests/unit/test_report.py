@@ -210,7 +210,7 @@ def test_half_a_last_event_never_happened(attacked: Path, summary: dict[str, Any
 def test_the_headline_gives_raw_units_and_both_standard_errors(summary: dict[str, Any]) -> None:
     assert headline(summary, "sv") == [
         "Client 0 raised its sv by 0.4000, from 0.1000 to 0.5000 (standard error 0.0707 from sampling coalitions, "
-        "0 over validation examples), and went from rank 3 to 1 of 3.",
+        "0 over validation examples if rounds were independent), and went from rank 3 to 1 of 3.",
     ]
 
 
