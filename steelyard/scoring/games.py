@@ -120,3 +120,21 @@ def airport_game(costs: Sequence[float]) -> tuple[FunctionGame, Floats]:
     shapley_n = np.empty(len(costs_n))
     shapley_n[order] = np.cumsum(stretches / np.arange(len(costs_n), 0, -1))
     return FunctionGame(len(costs_n), lambda mask: float(costs_n[mask].max(initial=0.0))), shapley_n
+
+
+def coverage_game(covers_Mn: Masks, worth_M: Sequence[float]) -> tuple[FunctionGame, Floats]:
+    """V(S) is the worth of the items that somebody in S covers; those who cover an item share its worth.
+
+    It saturates: who comes late finds most of its items covered.
+
+    Args:
+        covers_Mn: which player covers which of M items, bool [M, n]; each is covered by somebody.
+        worth_M: what each item is worth.
+    """
+    items_M = np.array(worth_M, dtype=np.float64)
+    shapley_n: Floats = (covers_Mn / covers_Mn.sum(axis=1, keepdims=True)).T @ items_M
+
+    def worth(mask: Masks) -> float:
+        return float(items_M[(covers_Mn & mask).any(axis=1)].sum())
+
+    return FunctionGame(covers_Mn.shape[1], worth), shapley_n

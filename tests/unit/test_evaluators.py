@@ -266,14 +266,14 @@ def test_the_defaults() -> None:
     results = score_round(TableRound(), made, seed=0, round_number=0)
     np.testing.assert_allclose(results[0].scores.value, -results[1].scores.value, atol=1e-13)
     assert [r.scores.calls for r in results] == [1024, 1024, 11, 11]
-    assert set(EVALUATORS) == {"loo", "fedsv"}
+    assert {table["kind"] for table in Experiment(name="x").evaluators} == {"fedsv", "loo"} < set(EVALUATORS)
 
 
 @pytest.mark.parametrize(
     ("table", "message"),
     [
         ({"name": "a", "kind": "fedvs", "utility": "loss"}, "did you mean 'fedsv'"),
-        ({"name": "a", "utility": "loss"}, "kind: one of loo, fedsv expected, got None"),
+        ({"name": "a", "utility": "loss"}, "kind: one of loo, fedsv, .* expected, got None"),
         ({"name": "a", "kind": "loo"}, "'utility' is missing"),
         ({"name": "a", "kind": "loo", "utility": "los"}, "did you mean 'loss'"),
         ({"name": "a", "kind": "loo", "utilty": "loss", "utility": "loss"}, "did you mean 'utility'"),

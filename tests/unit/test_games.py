@@ -14,6 +14,7 @@ from steelyard.scoring.games import (
     TableGame,
     additive_game,
     airport_game,
+    coverage_game,
     glove_game,
     symmetric_voting_game,
     weighted_majority_game,
@@ -47,6 +48,7 @@ def mean_marginal_over_all_orders(game: FunctionGame) -> list[float]:
         lambda: glove_game(2, 3),
         lambda: glove_game(3, 1),
         lambda: airport_game([3.0, 1.0, 2.0, 2.0]),
+        lambda: coverage_game(np.array([[1, 1, 0, 0], [0, 1, 1, 1], [0, 0, 0, 1]], dtype=bool), [3.0, 6.0, 0.5]),
     ],
 )
 def test_closed_forms_are_the_mean_marginals(make: Callable[[], Known]) -> None:

@@ -8,13 +8,26 @@ from typing import Any
 
 from steelyard.errors import UserError
 from steelyard.parsing import choose, parse
+from steelyard.scoring.evaluators.banzhaf import Banzhaf, BanzhafParams
 from steelyard.scoring.evaluators.base import Evaluator, EvaluatorParams
+from steelyard.scoring.evaluators.beta_shapley import BetaShapley, BetaShapleyParams
 from steelyard.scoring.evaluators.fedsv import FedSV, FedSVParams
+from steelyard.scoring.evaluators.gtg import Gtg, GtgCorrected, GtgCorrectedParams, GtgParams
+from steelyard.scoring.evaluators.least_core import LeastCore, LeastCoreParams
 from steelyard.scoring.evaluators.loo import Loo, LooParams
+from steelyard.scoring.evaluators.shapley import Shapley, ShapleyParams
+from steelyard.scoring.evaluators.tmc import Tmc, TmcParams
 
 EVALUATORS: dict[str, tuple[type[EvaluatorParams], Callable[[Any], Evaluator]]] = {
     "loo": (LooParams, Loo),
     "fedsv": (FedSVParams, FedSV),
+    "shapley": (ShapleyParams, Shapley),
+    "tmc": (TmcParams, Tmc),
+    "gtg": (GtgParams, Gtg),
+    "gtg_corrected": (GtgCorrectedParams, GtgCorrected),
+    "banzhaf": (BanzhafParams, Banzhaf),
+    "beta_shapley": (BetaShapleyParams, BetaShapley),
+    "least_core": (LeastCoreParams, LeastCore),
 }
 MAX_CALLS = 2**16
 

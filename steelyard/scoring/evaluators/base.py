@@ -31,16 +31,20 @@ class Scores:
 
     Attributes:
         value: each player's contribution, [n].
-        std_error: its standard error from the sampling of coalitions, [n]; 0 where exact.
+        std_error: its standard error from the sampling of coalitions, [n]; 0 where exact, nan where the
+            sample is too small to tell.
         validation_std_error: its standard error from the sampling of validation examples, the coalitions being those
             used, [n]; 0 for a game without examples, nan where a single example tells nothing.
         calls: distinct coalitions asked for.
+        converged: False where sampling ended for its budget's sake, before the standard error or the rule that it was
+            to reach; True where it is exact, or nothing was to be reached.
     """
 
     value: Floats
     std_error: Floats
     validation_std_error: Floats
     calls: int
+    converged: bool = True
 
 
 class Evaluator(Protocol):

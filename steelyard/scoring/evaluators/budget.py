@@ -1,0 +1,157 @@
+"""What an evaluator that samples may spend in a round, and the loop that spends it. Torch-free.
+
+A plan draws coalitions without knowing any utility, so the coalitions of a smaller budget are the first ones of a
+larger one. That makes a budget in seconds replayable: the calls that it came to, given as the budget, stop at the same
+draw and give the same bits.
+
+Legend: n players, C distinct coalitions of a plan.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, Protocol
+
+import numpy as np
+
+from steelyard.parsing import NonNegativeFloat, Range
+from steelyard.scoring.coalitions import Floats, Game, Masks, all_masks
+from steelyard.scoring.evaluators.base import (
+    NO_SCORES,
+    EvaluatorParams,
+    Scores,
+    linear_value,
+    validation_std_error,
+)
+
+STEP = 32  # coalitions between two looks at the clock or at the standard error
+
+
+@dataclass(frozen=True, kw_only=True)
+class BudgetParams(EvaluatorParams):
+    """What a round may cost; sampling ends with whichever comes first.
+
+    `calls` is the number of distinct coalitions: at 2^n the value is exact, below it sampling stops with the draw that
+    reaches it. `target_std_error` is the largest standard error of any player to be content with, `seconds` wall time;
+    0 sets neither.
+    """
+
+    calls: Annotated[int, Range(2)] = 512
+    target_std_error: NonNegativeFloat = 0.0
+    seconds: NonNegativeFloat = 0.0
+
+    def most_calls(self, players: int) -> int:
+        """The most distinct coalitions that a game of so many players can take: one walk more than the budget."""
+        return min(int(2**players), self.calls + 2 * players)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """Values as linear functions of the plan's utilities, [n, C], and their standard errors [n], nan where unknown."""
+
+    coefficients_nC: Floats
+    std_error: Floats
+
+
+class Plan(Protocol):
+    """A growing sample of coalitions."""
+
+    def draw(self) -> None:
+        """Draw one unit more: a coalition, a pair, an order of the players; it may hold nothing new."""
+
+    def __len__(self) -> int:
+        """Distinct coalitions so far, C."""
+
+    def masks(self, start: int = 0) -> Masks:
+        """The coalitions from the `start`-th on, in the order in which they were first drawn, [C - start, n]."""
+
+    def estimate(self, values_C: Floats) -> Estimate:
+        """What the sample says, given the utilities of all its coalitions."""
+
+
+class Drawn:
+    """The distinct coalitions that a plan has drawn, numbered in the order of their first appearance."""
+
+    def __init__(self, players: int) -> None:
+        self.players = players
+        self._rows: dict[bytes, int] = {}
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __contains__(self, mask: Masks) -> bool:
+        return mask.tobytes() in self._rows
+
+    def row(self, mask: Masks) -> int:
+        """The number of a coalition, bool [n], which is drawn by asking for it."""
+        return self._rows.setdefault(mask.tobytes(), len(self._rows))
+
+    def masks(self, start: int = 0) -> Masks:
+        """The coalitions from the `start`-th on, [C - start, n]."""
+        data = b"".join(list(self._rows)[start:])
+        return np.frombuffer(data, dtype=np.bool_).reshape(-1, self.players)
+
+
+def spend(
+    game: Game,
+    params: BudgetParams,
+    make_plan: Callable[[], Plan],
+    exact: Callable[[int], Floats],
+    clock: Callable[[], float] = time.monotonic,
+) -> Scores:
+    """Sample until the budget is spent or the target reached.
+
+    Args:
+        game: what to sample.
+        params: the budget.
+        make_plan: makes the plan, which draws from the caller's generator; not called where all coalitions are asked
+            for at once.
+        exact: gives the exact value's weights [n, 2^n] on all coalitions, in the order of `all_masks`.
+        clock: seconds that only grow.
+    """
+    n = game.players
+    if n == 0:
+        return NO_SCORES
+    everything = int(2**n)
+    most = min(params.calls, everything)
+    watched = params.seconds > 0 or params.target_std_error > 0
+    if n == 1 or (most == everything and not watched):
+        return exact_scores(game, exact)
+    plan, values, deadline = make_plan(), np.zeros(0), clock() + params.seconds
+    while True:
+        goal = min(most, len(plan) + max(STEP, len(plan) // 8)) if watched else most
+        while len(plan) < goal:
+            plan.draw()
+        values = np.concatenate([values, game.values(plan.masks(len(values)))])
+        reached = params.target_std_error == 0 or meets(params, plan.estimate(values).std_error)
+        late = params.seconds > 0 and clock() >= deadline
+        if len(plan) >= most or late or (reached and params.target_std_error > 0):
+            break
+    if len(plan) == everything:
+        return exact_scores(game, exact)
+    estimate = plan.estimate(values)
+    return Scores(
+        value=linear_value(estimate.coefficients_nC, values),
+        std_error=estimate.std_error,
+        validation_std_error=validation_std_error(game, plan.masks(), estimate.coefficients_nC),
+        calls=game.calls,
+        converged=reached,
+    )
+
+
+def meets(params: BudgetParams, std_error_n: Floats) -> bool:
+    """Whether every player's standard error is known and within the target."""
+    return bool((std_error_n <= params.target_std_error).all())
+
+
+def exact_scores(game: Game, exact: Callable[[int], Floats]) -> Scores:
+    """The value from all 2^n coalitions."""
+    masks, coefficients = all_masks(game.players), exact(game.players)
+    return Scores(
+        value=linear_value(coefficients, game.values(masks)),
+        std_error=np.zeros(game.players),
+        validation_std_error=validation_std_error(game, masks, coefficients),
+        calls=game.calls,
+    )

@@ -1,0 +1,117 @@
+"""The least core: the payment that leaves the worst-treated coalition the smallest grievance. Torch-free.
+
+    minimize e over phi, e   with   sum of phi over S >= U(S) - e for all S,   sum of phi = U(N),   U = V - V(empty)
+
+Yan & Procaccia 2021 (arXiv 2009.08576), who also take the phi of least norm among the optima and sample the constraints
+where there are too many. It rewards what no group could do better with on its own: values add up to U(N), players alike
+get alike, a null player may get something.
+
+Sampled, constraints are missing, so e is biased downwards and some coalition is treated worse than e says. The standard
+error is a delete-a-group jackknife over the sampled coalitions: rough, since the value is no smooth function of them.
+The error over validation examples is not known (nan).
+
+Legend: n players, C coalitions.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+import numpy as np
+from scipy.optimize import linprog, nnls
+
+from steelyard.parsing import Range
+from steelyard.scoring.coalitions import Floats, Game, Masks, all_masks
+from steelyard.scoring.evaluators.base import NO_SCORES, EvaluatorParams, Scores
+from steelyard.scoring.evaluators.budget import Drawn
+from steelyard.scoring.evaluators.regression import sum_zero_basis
+
+GROUPS = 8
+SLACK = 1e-9  # of the utilities' range: what the norm's minimization may give way, as the optimum e is a float
+
+
+@dataclass(frozen=True, kw_only=True)
+class LeastCoreParams(EvaluatorParams):
+    """The number of distinct coalitions a round; with 2^n all constraints are there."""
+
+    calls: Annotated[int, Range(2)] = 512
+
+
+class LeastCore:
+    """The least core of one round's game."""
+
+    def __init__(self, params: LeastCoreParams) -> None:
+        self.params = params
+
+    def most_calls(self, players: int) -> int:
+        """The budget, which is met exactly."""
+        return min(int(2**players), self.params.calls)
+
+    def evaluate(self, game: Game, generator: np.random.Generator) -> Scores:
+        """Payments to the players; fair coins draw the coalitions where the budget does not hold all."""
+        n = game.players
+        if n == 0:
+            return NO_SCORES
+        exact = self.params.calls >= 2**n
+        masks = all_masks(n) if exact else drawn_by_coins(n, self.params.calls, generator)
+        full = masks.all(axis=1)
+        values = game.values(masks)
+        worth = values - values[~masks.any(axis=1)]
+        gain = float(worth[full][0])
+        value = least_core(masks[~full], worth[~full], gain)
+        return Scores(
+            value=value,
+            std_error=np.zeros(n) if exact else _jackknife(masks[~full], worth[~full], gain),
+            validation_std_error=np.full(n, 0.0 if game.examples(masks[:1]).shape[1] == 0 else np.nan),
+            calls=game.calls,
+        )
+
+
+def drawn_by_coins(players: int, count: int, generator: np.random.Generator) -> Masks:
+    """The empty and the full coalition, and others by fair coins, each once, [count, n]."""
+    drawn = Drawn(players)
+    drawn.row(np.zeros(players, dtype=bool))
+    drawn.row(np.ones(players, dtype=bool))
+    while len(drawn) < count:
+        drawn.row(generator.random(players) < 0.5)
+    return drawn.masks()
+
+
+def least_core(masks_Cn: Masks, worth_C: Floats, gain: float) -> Floats:
+    """The least-norm payment [n] in the least core of these constraints; payments add up to `gain`.
+
+    Among the optima of the linear program the nearest to equal parts is that of least norm; it is a least-distance
+    problem, which non-negative least squares solve (Lawson & Hanson 1974).
+    """
+    n = masks_Cn.shape[1]
+    scale = max(float(np.abs(worth_C).max(initial=0.0)), abs(gain))
+    if n == 1 or scale == 0:
+        return np.full(n, gain / n)
+    members = masks_Cn.astype(np.float64)
+    lack_C = (worth_C - members.sum(axis=1) * gain / n) / scale  # of equal parts
+    basis = sum_zero_basis(n)
+    sums_Cq = members @ basis
+    program = linprog(
+        np.append(np.zeros(n - 1), 1.0),
+        A_ub=np.hstack([-sums_Cq, -np.ones((len(members), 1))]),
+        b_ub=-lack_C,
+        bounds=(None, None),
+        method="highs",
+    )
+    assert program.status == 0, program.message
+    bound_C = lack_C - program.fun - SLACK
+    weights, distance = nnls(np.vstack([sums_Cq.T, bound_C]), np.append(np.zeros(n - 1), 1.0))
+    rest = np.vstack([sums_Cq.T, bound_C]) @ weights - np.append(np.zeros(n - 1), 1.0)
+    assert distance > 0, "the linear program found a feasible payment"
+    payment: Floats = gain / n + scale * basis @ (rest[:-1] / -rest[-1])
+    return payment
+
+
+def _jackknife(masks_Cn: Masks, worth_C: Floats, gain: float) -> Floats:
+    """Spread of the payments when each of GROUPS groups of sampled coalitions is left out; the empty one stays."""
+    group = np.arange(len(masks_Cn)) % GROUPS
+    kept = [(group != g) | ~masks_Cn.any(axis=1) for g in range(GROUPS)]
+    payments = np.array([least_core(masks_Cn[keep], worth_C[keep], gain) for keep in kept])
+    error: Floats = np.sqrt((GROUPS - 1) / GROUPS * ((payments - payments.mean(axis=0)) ** 2).sum(axis=0))
+    return error

@@ -1,0 +1,224 @@
+"""Paired least squares on coalitions drawn without replacement: Shapley and Banzhaf values from few calls. Torch-free.
+
+A coalition S and its complement are drawn together (Covert & Lee 2021, arXiv 2012.01536): half their difference,
+y = (V(S) - V(N without S)) / 2, does not know the part of the game that is alike on both, and a player's value is its
+slope in y on x = S - 1/2 in {-1/2, 1/2}^n. For the Shapley value pairs weigh as the Shapley kernel says,
+(n - 1) / (C(n, s) s (n - s)), and the slopes add up to V(N) - V(empty); for the Banzhaf value all pairs weigh alike.
+
+Sizes are strata. The outermost one (single players and their complements) is taken whole; each further pair goes to
+the stratum that is furthest behind its share, until that one is whole too, and stands for its stratum's unseen pairs.
+Shares are the kernel's mass on a size, or alike for all sizes, as leverage scores are (Musco & Witter 2024, arXiv
+2410.01917). Strata that are whole add nothing to the standard error.
+
+On sizes s and n - s alone the fit has slopes of its own, and the Shapley value is the mean of those slopes over
+s = 1..n-1 (all sizes have the same Gram matrix under the kernel). So whole strata and the others are fitted apart and
+their slopes averaged (our choice; one fit of all pairs lets what the sizes differ in act as noise, which doubles the
+error on a trained round's loss). With less than ENOUGH pairs a slope in the others, all are fitted together.
+
+Bias: a regression is a ratio of sums, so it is biased by the order of 1/C; the full budget is exact. Pairs never
+cancel what is odd in three players or more, so the residual does not vanish before the budget is full.
+
+Legend: n players, P pairs, C = 2 P + 2 coalitions.
+"""
+
+from __future__ import annotations
+
+from math import comb
+from typing import Literal
+
+import numpy as np
+
+from steelyard.scoring.coalitions import Floats, Masks
+from steelyard.scoring.evaluators.budget import Drawn, Estimate
+
+Allocation = Literal["kernel", "leverage"]
+ENOUGH = 3
+
+
+class Strata:
+    """Pairs of complementary coalitions by size s = 1..n/2 of the smaller one, and which stratum is next.
+
+    Args:
+        players: n.
+        shares: what each stratum's part of the pairs is proportional to.
+    """
+
+    def __init__(self, players: int, shares: Floats) -> None:
+        self.sizes = range(1, players // 2 + 1)
+        self.pairs = [comb(players, s) // (2 if 2 * s == players else 1) for s in self.sizes]
+        self.taken = [0] * len(self.sizes)
+        self._shares = shares.tolist()
+        self._quotients = list(self._shares)
+
+    def next(self) -> int:
+        """Take a pair of the outermost stratum until it is whole, then of the one furthest behind its share.
+
+        That is the highest quotient of share and pairs taken (Sainte-Lague's rule): a larger budget takes no pair back.
+        """
+        i = 0
+        if self.taken[0] == self.pairs[0]:
+            i = max(range(len(self.taken)), key=self._quotients.__getitem__)
+        self.taken[i] += 1
+        self._quotients[i] = -1.0 if self.taken[i] == self.pairs[i] else self._shares[i] / (2 * self.taken[i] + 1)
+        return i
+
+
+class PairedRegression:
+    """A plan of complementary pairs for the Shapley value."""
+
+    def __init__(self, players: int, generator: np.random.Generator, allocation: Allocation = "kernel") -> None:
+        assert players >= 2
+        self._generator = generator
+        self._drawn = Drawn(players)
+        self._drawn.row(np.zeros(players, dtype=bool))
+        self._drawn.row(np.ones(players, dtype=bool))
+        sizes = np.arange(1, players // 2 + 1)
+        mass = np.where(2 * sizes == players, 1.0, 2.0) / (sizes * (players - sizes))
+        shares = {"kernel": mass, "leverage": np.where(2 * sizes == players, 0.5, 1.0)}
+        self._mass = mass
+        self._strata = Strata(players, shares[allocation])
+        self._stratum: list[int] = []
+
+    def __len__(self) -> int:
+        return len(self._drawn)
+
+    def masks(self, start: int = 0) -> Masks:
+        """The coalitions from the `start`-th on, [C - start, n]."""
+        return self._drawn.masks(start)
+
+    def draw(self) -> None:
+        """One pair more, not drawn before; the single players' in client order."""
+        n, i = self._drawn.players, self._strata.next()
+        members = np.zeros(n, dtype=bool)
+        if i == 0:
+            members[self._strata.taken[0] - 1] = True
+        else:
+            members = self._unseen(self._strata.sizes[i])
+        self._stratum.append(i)
+        self._drawn.row(members)
+        self._drawn.row(~members)
+
+    def _unseen(self, size: int) -> Masks:
+        n = self._drawn.players
+        while True:
+            members = np.zeros(n, dtype=bool)
+            members[self._generator.permutation(n)[:size]] = True
+            if members not in self._drawn:
+                return members
+
+    def estimate(self, values_C: Floats) -> Estimate:
+        """The constrained weighted least-squares fit and its standard error; nan while no stratum was sampled."""
+        n = self._drawn.players
+        fair = np.full(n, 1 / n)
+        if not self._stratum:
+            return Estimate(coefficients_nC=np.outer(fair, [-1.0, 1.0]), std_error=np.full(n, np.nan))
+        x_Pn = self.masks(2)[0::2].astype(np.float64) - 0.5
+        y_P = (values_C[2::2] - values_C[3::2]) / 2 - x_Pn @ fair * (values_C[1] - values_C[0])
+        weight_P, unseen_P = self._weights()
+        partial_P = unseen_P > 0
+        slopes_nP, error_n = np.zeros((n, len(y_P))), np.zeros(n) if partial_P.any() else np.full(n, np.nan)
+        for group_P, share in self._groups(partial_P):
+            slopes, error = fit(x_Pn[group_P], y_P[group_P], weight_P[group_P], unseen_P[group_P], sums_to_zero=True)
+            slopes_nP[:, group_P] = share * slopes
+            error_n += share * error
+        coefficients = np.empty((n, len(values_C)))
+        coefficients[:, 2::2], coefficients[:, 3::2] = slopes_nP / 2, -slopes_nP / 2
+        coefficients[:, 1] = fair - slopes_nP @ (x_Pn @ fair)
+        coefficients[:, 0] = -coefficients[:, 1]
+        return Estimate(coefficients_nC=coefficients, std_error=error_n)
+
+    def _groups(self, partial_P: Masks) -> list[tuple[Masks, float]]:
+        """Which pairs are fitted together, and what their slopes count for: whole strata, and the others."""
+        n, count = self._drawn.players, int(partial_P.sum())
+        everything = np.ones(len(partial_P), dtype=bool)
+        if count in (0, len(partial_P)) or count < ENOUGH * (n - 1):
+            return [(everything, 1.0)]
+        taken, pairs = self._strata.taken, self._strata.pairs
+        whole = sum((1 if 2 * s == n else 2) for s in self._strata.sizes if taken[s - 1] == pairs[s - 1]) / (n - 1)
+        return [(~partial_P, whole), (partial_P, 1 - whole)]
+
+    def _weights(self) -> tuple[Floats, Floats]:
+        """Each pair's weight, and the fraction of its stratum that was not drawn, both [P].
+
+        A stratum that the budget has not reached lends its weight to the nearest one that it has.
+        """
+        taken, pairs = np.array(self._strata.taken), np.array([float(pairs) for pairs in self._strata.pairs])
+        mass, reached = np.zeros(len(taken)), np.flatnonzero(taken)
+        partial = reached[taken[reached] < pairs[reached]]
+        for i, share in enumerate(self._mass.tolist()):
+            among = reached if taken[i] or not len(partial) else partial
+            mass[among[np.argmin(np.abs(among - i))]] += share
+        stratum = np.array(self._stratum, dtype=np.int64)
+        return mass[stratum] / taken[stratum], 1 - taken[stratum] / pairs[stratum]
+
+
+class PairedBanzhaf:
+    """A plan of complementary pairs for the Banzhaf value; all pairs are alike, the empty and full coalition too."""
+
+    def __init__(self, players: int, generator: np.random.Generator) -> None:
+        self._generator = generator
+        self._drawn = Drawn(players)
+
+    def __len__(self) -> int:
+        return len(self._drawn)
+
+    def masks(self, start: int = 0) -> Masks:
+        """The coalitions from the `start`-th on, [C - start, n]."""
+        return self._drawn.masks(start)
+
+    def draw(self) -> None:
+        """One pair more, not drawn before."""
+        while True:
+            members = self._generator.random(self._drawn.players) < 0.5
+            if members not in self._drawn:
+                break
+        self._drawn.row(members)
+        self._drawn.row(~members)
+
+    def estimate(self, values_C: Floats) -> Estimate:
+        """The least-squares fit and its standard error."""
+        n = self._drawn.players
+        x_Pn = self.masks()[0::2].astype(np.float64) - 0.5
+        pairs = len(x_Pn)
+        unseen_P = np.full(pairs, 1 - pairs / 2 ** (n - 1))
+        slopes_nP, error_n = fit(
+            x_Pn, (values_C[0::2] - values_C[1::2]) / 2, np.ones(pairs), unseen_P, sums_to_zero=False
+        )
+        coefficients = np.empty((n, len(values_C)))
+        coefficients[:, 0::2], coefficients[:, 1::2] = slopes_nP / 2, -slopes_nP / 2
+        return Estimate(coefficients_nC=coefficients, std_error=error_n)
+
+
+def fit(x_Pn: Floats, y_P: Floats, weight_P: Floats, unseen_P: Floats, *, sums_to_zero: bool) -> tuple[Floats, Floats]:
+    """Weighted least squares as weights on y, [n, P], and the standard error of the slopes, [n].
+
+    With `sums_to_zero` the slopes add up to 0. Where pairs are too few to tell the players apart, those of least norm
+    are taken. The error is the sandwich of the sampling design: each pair's influence, its residual divided by 1 -
+    leverage (MacKinnon & White 1985, "HC3") as it took part in its own fit, squared and multiplied by the unseen
+    fraction of its stratum. It is nan where there are no more pairs than slopes.
+    """
+    n = x_Pn.shape[1]
+    root_P = np.sqrt(weight_P)
+    basis_nq = sum_zero_basis(n) if sums_to_zero else np.eye(n)
+    design_Pq = x_Pn @ basis_nq * root_P[:, None]
+    inverse_qP = np.linalg.pinv(design_Pq)
+    slopes_nP = basis_nq @ inverse_qP * root_P
+    leverage_P = np.einsum("pq,qp->p", design_Pq, inverse_qP)
+    residual_P = y_P - x_Pn @ (slopes_nP @ y_P)
+    sampled_P = unseen_P > 0
+    if not sampled_P.any():
+        return slopes_nP, np.zeros(n)
+    if len(x_Pn) <= basis_nq.shape[1] or (leverage_P[sampled_P] > 1 - 1e-9).any():
+        return slopes_nP, np.full(n, np.nan)
+    influence_nP = slopes_nP[:, sampled_P] * (residual_P / (1 - leverage_P))[sampled_P]
+    return slopes_nP, np.sqrt(influence_nP**2 @ unseen_P[sampled_P])
+
+
+def sum_zero_basis(players: int) -> Floats:
+    """An orthonormal basis of the vectors that add up to 0, [n, n - 1] (Helmert's)."""
+    basis = np.zeros((players, players - 1))
+    for j in range(1, players):
+        basis[:j, j - 1] = 1.0
+        basis[j, j - 1] = -float(j)
+        basis[:, j - 1] /= np.sqrt(j * (j + 1))
+    return basis

@@ -1,0 +1,52 @@
+"""The Shapley value of one round's game within a budget of calls, by several estimators. Torch-free.
+
+Exact where the budget holds all 2^n coalitions, whatever the method. `regression` is the default since it needs the
+fewest calls on every game that we measured (docs/evaluators.md).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from steelyard.scoring.coalitions import Game
+from steelyard.scoring.evaluators.base import Scores
+from steelyard.scoring.evaluators.budget import BudgetParams, Plan, spend
+from steelyard.scoring.evaluators.fedsv import shapley_coefficients
+from steelyard.scoring.evaluators.regression import Allocation, PairedRegression
+from steelyard.scoring.evaluators.stratified import Stratified
+from steelyard.scoring.evaluators.walks import Walks
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShapleyParams(BudgetParams):
+    """How coalitions are sampled; `allocation` is how `regression` spreads them over sizes."""
+
+    method: Literal["regression", "antithetic", "permutation", "stratified"] = "regression"
+    allocation: Allocation = "kernel"
+
+
+class Shapley:
+    """The Shapley value of one round's game."""
+
+    def __init__(self, params: ShapleyParams) -> None:
+        self.params = params
+
+    def most_calls(self, players: int) -> int:
+        """The budget, and one draw more."""
+        return self.params.most_calls(players)
+
+    def evaluate(self, game: Game, generator: np.random.Generator) -> Scores:
+        """Shapley values of the players; the generator is not touched where exact."""
+
+        def plan() -> Plan:
+            n, method = game.players, self.params.method
+            if method == "regression":
+                return PairedRegression(n, generator, self.params.allocation)
+            if method == "stratified":
+                return Stratified(n, generator)
+            return Walks(n, generator, antithetic=method == "antithetic")
+
+        return spend(game, self.params, plan, shapley_coefficients)

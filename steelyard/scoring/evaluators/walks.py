@@ -1,0 +1,65 @@
+"""A plan that walks random orders of the players. Torch-free.
+
+Legend: n players, m orders, C distinct coalitions.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from steelyard.scoring.coalitions import Floats, Masks
+from steelyard.scoring.evaluators.budget import Drawn, Estimate
+
+
+class Walks:
+    """Orders of the players, each walked from the empty coalition to the full one; values are mean marginals.
+
+    Args:
+        players: n.
+        generator: draws the orders.
+        antithetic: each order is also walked backwards (Mitchell et al. 2022, arXiv 2104.12199).
+        place_weight_n: what the marginal at each place of an order counts for; None: 1 everywhere, the Shapley value.
+    """
+
+    def __init__(
+        self, players: int, generator: np.random.Generator, *, antithetic: bool, place_weight_n: Floats | None = None
+    ) -> None:
+        self._generator = generator
+        self._antithetic = antithetic
+        self._weight_n = np.ones(players) if place_weight_n is None else place_weight_n
+        self._drawn = Drawn(players)
+        self._orders: list[np.ndarray[tuple[int], np.dtype[np.int64]]] = []
+        self._rows: list[list[int]] = []
+
+    def __len__(self) -> int:
+        return len(self._drawn)
+
+    def masks(self, start: int = 0) -> Masks:
+        """The coalitions from the `start`-th on, [C - start, n]."""
+        return self._drawn.masks(start)
+
+    def draw(self) -> None:
+        """One order more, or one and its reverse."""
+        order = self._generator.permutation(self._drawn.players)
+        self._walk(order)
+        if self._antithetic:
+            self._walk(order[::-1])
+
+    def _walk(self, order: np.ndarray[tuple[int], np.dtype[np.int64]]) -> None:
+        n = self._drawn.players
+        place = np.empty(n, dtype=np.int64)
+        place[order] = np.arange(n)
+        self._orders.append(order)
+        self._rows.append([self._drawn.row(mask) for mask in place < np.arange(n + 1)[:, None]])
+
+    def estimate(self, values_C: Floats) -> Estimate:
+        """Weighted mean marginals; the error is the spread over orders, or over pairs of them."""
+        orders, rows = np.array(self._orders), np.array(self._rows)
+        counts = np.zeros((orders.shape[1], len(values_C)))
+        np.add.at(counts, (orders, rows[:, 1:]), self._weight_n)
+        np.add.at(counts, (orders, rows[:, :-1]), -self._weight_n)
+        marginals = np.empty(orders.shape)
+        np.put_along_axis(marginals, orders, np.diff(values_C[rows], axis=1) * self._weight_n, axis=1)
+        draws = (marginals[0::2] + marginals[1::2]) / 2 if self._antithetic else marginals
+        error_n = draws.std(axis=0, ddof=1) / np.sqrt(len(draws)) if len(draws) > 1 else np.full(len(counts), np.nan)
+        return Estimate(coefficients_nC=counts / len(orders), std_error=error_n)

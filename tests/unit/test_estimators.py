@@ -1,0 +1,466 @@
+"""Sampled values of one round's game: oracles, axioms, standard errors that cover, budgets, and error against calls."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from steelyard.errors import UserError
+from steelyard.scoring.coalitions import Floats, all_masks
+from steelyard.scoring.evaluators import make_evaluators
+from steelyard.scoring.evaluators.banzhaf import banzhaf_coefficients
+from steelyard.scoring.evaluators.base import Scores
+from steelyard.scoring.evaluators.beta_shapley import semivalue_coefficients, size_weights
+from steelyard.scoring.evaluators.budget import Plan, spend
+from steelyard.scoring.evaluators.fedsv import shapley_coefficients
+from steelyard.scoring.evaluators.least_core import least_core
+from steelyard.scoring.evaluators.regression import PairedRegression
+from steelyard.scoring.evaluators.shapley import ShapleyParams
+from steelyard.scoring.evaluators.stratified import Stratified
+from steelyard.scoring.evaluators.walks import Walks
+from steelyard.scoring.games import (
+    FunctionGame,
+    TableGame,
+    additive_game,
+    airport_game,
+    coverage_game,
+    glove_game,
+    symmetric_voting_game,
+    weighted_majority_game,
+)
+
+GAMES = Path(__file__).parents[1] / "data" / "games"
+NAMES = ["smooth", "rough", "trained_round_accuracy", "trained_round_loss"]
+METHODS = ["regression", "antithetic", "permutation", "stratified"]
+
+
+def run(game: Any, kind: str, seed: int = 0, **table: Any) -> Scores:
+    made = make_evaluators([{"name": "e", "kind": kind, "utility": "loss", **table}])[0]
+    return made.evaluator.evaluate(game, np.random.default_rng(seed))
+
+
+def repeated(table: Floats, kind: str, times: int, **params: Any) -> tuple[Floats, Floats]:
+    """Values and standard errors, [times, n] each, under as many seeds."""
+    made = make_evaluators([{"name": "e", "kind": kind, "utility": "loss", **params}])[0].evaluator
+    scores = [made.evaluate(TableGame(table), np.random.default_rng(seed)) for seed in range(times)]
+    return np.array([s.value for s in scores]), np.array([s.std_error for s in scores])
+
+
+def csv_table(name: str) -> Floats:
+    with (GAMES / f"{name}.csv").open(newline="") as file:
+        return np.array([float(row["value"]) for row in csv.DictReader(file)])
+
+
+def tables(smallest: int = 2, largest: int = 5) -> st.SearchStrategy[Floats]:
+    values = st.floats(-10, 10, allow_nan=False, width=32)
+    return st.integers(smallest, largest).flatmap(
+        lambda n: st.lists(values, min_size=2**n, max_size=2**n).map(np.array)
+    )
+
+
+# --- oracles -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: additive_game([0.25, -1.0, 3.0, 0.0, 2.0], empty=4.0),
+        lambda: symmetric_voting_game(7, 4),
+        lambda: weighted_majority_game(4, 6, 6),
+        lambda: glove_game(3, 4),
+        lambda: airport_game([1.0, 5.0, 2.0, 8.0, 8.0, 3.5]),
+    ],
+)
+@pytest.mark.parametrize("method", METHODS)
+def test_a_full_budget_gives_the_closed_form(method: str, make: Callable[[], tuple[FunctionGame, Floats]]) -> None:
+    game, shapley = make()
+    scores = run(game, "shapley", method=method, calls=2**game.players)
+    np.testing.assert_allclose(scores.value, shapley, atol=1e-12)
+    assert scores.calls == 2**game.players
+    assert not scores.std_error.any()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_full_budget_drawn_step_by_step_ends_at_the_same_bits(method: str) -> None:
+    """With an eye on the clock the coalitions come in parts; with all of them there, the value is the exact one."""
+    table = csv_table("rough")[:64]
+    drawn = run(TableGame(table), "shapley", method=method, calls=64, seconds=1e6)
+    assert drawn.value.tolist() == run(TableGame(table), "fedsv").value.tolist()
+    assert drawn.calls == 64
+
+
+@settings(max_examples=25, deadline=None)
+@given(tables())
+def test_banzhaf_is_the_mean_marginal_over_all_coalitions(table: Floats) -> None:
+    n = len(table).bit_length() - 1
+    expected = [np.mean([table[s | 1 << k] - table[s] for s in range(2**n) if not s >> k & 1]) for k in range(n)]
+    for method in ("regression", "msr"):
+        np.testing.assert_allclose(run(TableGame(table), "banzhaf", method=method).value, expected, atol=1e-11)
+
+
+@settings(max_examples=25, deadline=None)
+@given(tables(1, 6))
+def test_beta_one_one_is_the_shapley_value(table: Floats) -> None:
+    beta = run(TableGame(table), "beta_shapley", alpha=1.0, beta=1.0).value
+    np.testing.assert_allclose(beta, run(TableGame(table), "fedsv").value, atol=1e-11)
+
+
+def test_beta_weights_by_hand() -> None:
+    """n = 3, Beta(2, 1): C(2, s) B(s + 1, 4 - s) = B(1, 4), 2 B(2, 3), B(3, 2) = 1/4, 2/12, 1/12, so 3 : 2 : 1."""
+    np.testing.assert_allclose(size_weights(3, 2.0, 1.0), [1 / 2, 1 / 3, 1 / 6])
+    np.testing.assert_allclose(size_weights(3, 1.0, 2.0), [1 / 6, 1 / 3, 1 / 2])
+    np.testing.assert_allclose(size_weights(200, 16.0, 1.0).sum(), 1.0)
+    np.testing.assert_allclose(semivalue_coefficients(np.full(4, 0.25)), shapley_coefficients(4), atol=1e-15)
+
+
+def test_least_core_by_hand() -> None:
+    """One left glove, two right ones: the core is to pay the left one all. Majority of three: a third each, e = 1/3."""
+    glove, _ = glove_game(1, 2)
+    np.testing.assert_allclose(run(glove, "least_core").value, [1, 0, 0], atol=1e-7)
+    voting, _ = symmetric_voting_game(3, 2)
+    np.testing.assert_allclose(run(voting, "least_core").value, [1 / 3] * 3, atol=1e-7)
+
+
+def test_least_core_takes_the_payment_of_least_norm() -> None:
+    """U(N) = 1 and all else 0: every payment >= 0 is in the core, equal parts have the least norm."""
+    game, _ = symmetric_voting_game(5, 5)
+    np.testing.assert_allclose(run(game, "least_core").value, [0.2] * 5, atol=1e-7)
+    additive, worth = additive_game([3.0, 1.0, 0.5, 2.0], empty=-7.0)
+    np.testing.assert_allclose(run(additive, "least_core").value, worth, atol=1e-6)
+
+
+@settings(max_examples=20, deadline=None)
+@given(tables(2, 5))
+def test_no_payment_treats_the_worst_coalition_better_than_the_least_core(table: Floats) -> None:
+    n = len(table).bit_length() - 1
+    masks, worth = all_masks(n), table - table[0]
+    value = run(TableGame(table), "least_core").value
+    assert value.sum() == pytest.approx(worth[-1], abs=1e-9)
+
+    def grievance(payment: Floats) -> float:
+        return float((worth - masks @ payment)[:-1].max())
+
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        other = value + rng.normal(size=n) * 0.3
+        other += (worth[-1] - other.sum()) / n
+        assert grievance(other) >= grievance(value) - 1e-6
+
+
+def test_sampled_least_core_nears_the_full_one() -> None:
+    table = csv_table("smooth")
+    full = least_core(all_masks(10)[:-1], table[:-1] - table[0], table[-1] - table[0])
+    distance = [
+        np.abs(run(TableGame(table), "least_core", calls=calls).value - full).max() for calls in (50, 400, 1024)
+    ]
+    assert distance[0] > distance[1] > distance[2] == 0
+    scores = run(TableGame(table), "least_core", calls=200)
+    assert scores.calls == 200
+    assert (scores.std_error > 0).any()
+
+
+# --- axioms --------------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=25, deadline=None)
+@given(tables(3, 5), st.sampled_from([*METHODS, "gtg_corrected"]), st.integers(0, 5))
+def test_efficiency_within_a_budget(table: Floats, method: str, seed: int) -> None:
+    """Values add up to V(N) - V(empty) however few coalitions were seen."""
+    kind = {"kind": method} if method == "gtg_corrected" else {"kind": "shapley", "method": method}
+    for calls in (2, 5, 7, 20):
+        value = run(TableGame(table), seed=seed, calls=calls, **kind).value
+        assert value.sum() == pytest.approx(table[-1] - table[0], abs=1e-9)
+
+
+@settings(max_examples=25, deadline=None)
+@given(tables(2, 4), st.sampled_from(["antithetic", "permutation", "tmc", "gtg", "beta_shapley"]))
+def test_a_null_player_gets_exactly_nothing(table: Floats, method: str) -> None:
+    n = len(table).bit_length() - 1
+    doubled = np.concatenate([table, table])  # the last player changes nothing
+    named = method in ("tmc", "gtg", "beta_shapley")
+    kind = {"kind": method} if named else {"kind": "shapley", "method": method}
+    assert run(TableGame(doubled), calls=max(2 * n, 4), **kind).value[n] == 0.0
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(3, 5).flatmap(lambda n: st.tuples(tables(n, n), tables(n, n))))
+def test_linearity_over_the_same_coalitions(pair: tuple[Floats, Floats]) -> None:
+    first, second = pair
+    for params in (
+        *({"kind": "shapley", "method": method} for method in METHODS),
+        {"kind": "banzhaf", "method": "regression"},
+        {"kind": "banzhaf", "method": "msr"},
+        {"kind": "beta_shapley"},
+    ):
+        a, b, both = (run(TableGame(t), calls=7, **params).value for t in (first, second, 2 * first - second))
+        np.testing.assert_allclose(both, 2 * a - b, atol=1e-9)
+
+
+def test_players_alike_get_alike_where_exact() -> None:
+    game, _ = weighted_majority_game(3, 5, 5)
+    for kind in ("shapley", "banzhaf", "beta_shapley"):
+        value = run(game, kind).value
+        assert len(set(value[1:].tolist())) == 1
+    np.testing.assert_allclose(np.ptp(run(game, "least_core").value[1:]), 0, atol=1e-9)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_an_additive_game_is_settled_by_few_calls(method: str) -> None:
+    game, worth = additive_game(np.linspace(-1, 1, 40).tolist(), empty=3.0)
+    scores = run(game, "shapley", method=method, calls=200)
+    np.testing.assert_allclose(scores.value, worth, atol=1e-9)
+
+
+# --- many clients, without 2^n ---------------------------------------------------------------------------------------
+
+
+def saturating(players: int) -> tuple[FunctionGame, Floats]:
+    """300 items, each covered by about a tenth of the players."""
+    covers = np.random.default_rng(players).random((300, players)) < 0.1
+    covers[np.arange(300), np.arange(300) % players] = True
+    return coverage_game(covers, [1 / 300] * 300)
+
+
+@pytest.mark.parametrize(("players", "bound"), [(40, 0.3), (100, 0.6)])
+def test_many_players_of_a_game_with_a_closed_form(players: int, bound: float) -> None:
+    for method in METHODS[:3]:
+        game, shapley = saturating(players)
+        scores = run(game, "shapley", method=method, calls=20 * players)
+        assert 20 * players <= scores.calls <= 22 * players
+        assert np.mean(np.abs(scores.value - shapley) < 3 * scores.std_error) > 0.85
+        if method == "antithetic":
+            assert np.sqrt(np.mean((scores.value - shapley) ** 2) / np.mean(shapley**2)) < bound
+
+
+@pytest.mark.parametrize("kind", ["banzhaf", "beta_shapley", "tmc", "gtg_corrected", "least_core"])
+def test_every_sampler_takes_a_hundred_players(kind: str) -> None:
+    game, worth = additive_game([0.01 * (k % 7) for k in range(100)])
+    scores = run(game, kind, calls=600)
+    assert scores.calls <= 600 + 200
+    assert np.isfinite(scores.value).all()
+    if kind in ("banzhaf", "beta_shapley"):
+        assert np.corrcoef(scores.value, worth)[0, 1] > 0.5
+
+
+# --- standard errors -----------------------------------------------------------------------------------------------
+
+COVERED: list[tuple[str, dict[str, Any], float, float]] = [
+    ("shapley", {"method": "regression", "calls": 40}, 0.92, 0.99),
+    ("shapley", {"method": "antithetic", "calls": 60}, 0.92, 0.97),
+    ("shapley", {"method": "permutation", "calls": 60}, 0.92, 0.97),
+    ("shapley", {"method": "stratified", "calls": 56}, 0.85, 0.99),
+    ("banzhaf", {"method": "regression", "calls": 40}, 0.92, 0.98),
+    ("banzhaf", {"method": "msr", "calls": 60}, 0.92, 0.97),
+    ("beta_shapley", {"alpha": 2.0, "calls": 60}, 0.91, 0.97),
+    ("gtg_corrected", {"calls": 60, "tolerance": 0.0, "permutations": 60, "convergence": 1e-9}, 0.92, 0.97),
+    ("tmc", {"calls": 60, "tolerance": 0.0, "permutations": 60}, 0.92, 0.97),
+]
+
+
+@pytest.mark.parametrize(("kind", "params", "low", "high"), COVERED)
+def test_intervals_cover_and_estimates_are_centred(kind: str, params: dict[str, Any], low: float, high: float) -> None:
+    """200 repetitions on one game of six players: 95 % intervals, and the bias against its own uncertainty."""
+    table = np.random.default_rng(5).normal(size=64) + 2 * all_masks(6) @ np.linspace(0, 1, 6)
+    coefficients = {
+        "banzhaf": banzhaf_coefficients(6),
+        "beta_shapley": semivalue_coefficients(size_weights(6, 2.0, 1.0)),
+    }.get(kind, shapley_coefficients(6))
+    exact = coefficients @ table
+    values, errors = repeated(table, kind, 200, **params)
+    covered = (np.abs(values - exact) <= 1.96 * errors).mean()
+    assert low < covered < high
+    bias = np.abs(values.mean(axis=0) - exact) / values.std(axis=0)
+    assert bias.max() < 0.25, "a quarter of a standard deviation"
+
+
+@pytest.mark.parametrize(
+    ("make", "exact"),
+    [
+        (lambda g: Walks(5, g, antithetic=False), shapley_coefficients(5)),
+        (lambda g: Walks(5, g, antithetic=True), shapley_coefficients(5)),
+        (
+            lambda g: Walks(5, g, antithetic=True, place_weight_n=5 * size_weights(5, 3.0, 1.0)),
+            semivalue_coefficients(size_weights(5, 3.0, 1.0)),
+        ),
+    ],
+)
+def test_orders_are_unbiased(make: Callable[[np.random.Generator], Walks], exact: Floats) -> None:
+    """1,000 repetitions of a fixed number of orders on a rough game of five."""
+    table = np.random.default_rng(8).normal(size=32)
+    rows = 1 << np.arange(5)
+    values = []
+    for seed in range(1000):
+        plan = make(np.random.default_rng(seed))
+        for _ in range(3):
+            plan.draw()
+        utilities = table[plan.masks() @ rows]
+        values.append(plan.estimate(utilities).coefficients_nC @ utilities)
+    spread = np.std(values, axis=0) / np.sqrt(len(values))
+    assert (np.abs(np.mean(values, axis=0) - exact @ table) < 4 * spread).all()
+
+
+def test_an_error_that_the_sample_cannot_tell_is_no_number() -> None:
+    table = csv_table("rough")
+    for params in ({"method": "regression", "calls": 22}, {"method": "permutation", "calls": 3}):
+        assert np.isnan(run(TableGame(table), "shapley", **params).std_error).all()
+    assert np.isnan(run(TableGame(table), "tmc", calls=5).std_error).all()
+
+
+def test_the_validation_error_is_that_of_the_same_weights_on_every_example() -> None:
+    rng = np.random.default_rng(3)
+    table = rng.normal(size=(64, 1)) + rng.normal(size=(64, 50))
+    for params in ({"kind": "shapley"}, {"kind": "banzhaf"}, {"kind": "tmc", "tolerance": 0.0}):
+        scores = run(TableGame(table), calls=30, **params)
+        one_by_one = np.array([run(TableGame(column), calls=30, **params).value for column in table.T])
+        expected = one_by_one.std(axis=0, ddof=1) / np.sqrt(50)
+        np.testing.assert_allclose(scores.validation_std_error, expected, rtol=1e-9)
+
+
+# --- budgets -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_larger_budget_begins_like_a_smaller_one(method: str) -> None:
+    def plan(calls: int) -> Plan:
+        generator = np.random.default_rng(4)
+        made: dict[str, Callable[[], Plan]] = {
+            "regression": lambda: PairedRegression(9, generator),
+            "antithetic": lambda: Walks(9, generator, antithetic=True),
+            "permutation": lambda: Walks(9, generator, antithetic=False),
+            "stratified": lambda: Stratified(9, generator),
+        }
+        grown = made[method]()
+        while len(grown) < calls:
+            grown.draw()
+        return grown
+
+    plans = [plan(calls).masks() for calls in (30, 100, 300)]
+    for small, large in pairwise(plans):
+        assert np.array_equal(small, large[: len(small)])
+        assert len(np.unique(large, axis=0)) == len(large)
+
+
+class Clock:
+    """Seconds that pass by one with every look."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        self.now += 1.0
+        return self.now
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("target", [0.0, 0.004])
+def test_a_budget_in_seconds_is_a_budget_in_the_calls_that_it_came_to(method: str, target: float) -> None:
+    table = csv_table("smooth")
+
+    def plan() -> Plan:
+        generator = np.random.default_rng(1)
+        if method == "regression":
+            return PairedRegression(10, generator)
+        if method == "stratified":
+            return Stratified(10, generator)
+        return Walks(10, generator, antithetic=method == "antithetic")
+
+    common = {"name": "e", "kind": "shapley", "utility": "loss", "target_std_error": target}
+    timed = ShapleyParams(**common, calls=1000, seconds=5.5)
+    live = spend(TableGame(table), timed, plan, shapley_coefficients, Clock())
+    assert 100 < live.calls < 1000
+    counted = ShapleyParams(**common, calls=live.calls)
+    again = spend(TableGame(table), counted, plan, shapley_coefficients)
+    assert again.value.tobytes() == live.value.tobytes()
+    assert again.std_error.tobytes() == live.std_error.tobytes()
+    assert (again.calls, again.converged) == (live.calls, live.converged)
+
+
+@pytest.mark.parametrize("kind", ["shapley", "banzhaf", "beta_shapley", "tmc", "gtg_corrected"])
+def test_a_target_is_reached_or_said_to_be_missed(kind: str) -> None:
+    table = csv_table("smooth")
+    target = 0.2 if kind == "beta_shapley" else 0.02
+    met = run(TableGame(table), kind, target_std_error=target, calls=900)
+    assert met.converged
+    assert met.std_error.max() <= target
+    assert met.calls < 900
+    missed = run(TableGame(table), kind, target_std_error=1e-6, calls=100)
+    assert not missed.converged
+    assert missed.calls <= 120
+
+
+def test_budgets_are_kept() -> None:
+    table = csv_table("rough")
+    for kind in ("tmc", "gtg", "gtg_corrected", "least_core"):
+        assert run(TableGame(table), kind, calls=77).calls <= 77
+    for method in METHODS:
+        assert run(TableGame(table), "shapley", method=method, calls=76).calls <= 76 + 18
+    assert run(TableGame(table), "banzhaf", calls=76).calls == 76
+
+
+def test_mistakes_are_named() -> None:
+    with pytest.raises(UserError, match=">= 2 expected, got 1"):
+        run(TableGame(np.zeros(4)), "shapley", calls=1)
+    with pytest.raises(UserError, match="did you mean 'antithetic'"):
+        run(TableGame(np.zeros(4)), "shapley", method="antithetc")
+
+
+@pytest.mark.parametrize("kind", ["shapley", "tmc", "gtg", "gtg_corrected", "banzhaf", "beta_shapley", "least_core"])
+@pytest.mark.parametrize("players", [0, 1])
+def test_games_of_nobody_and_of_one(kind: str, players: int) -> None:
+    scores = run(TableGame(np.array([0.25, 1.0])[: 2**players]), kind)
+    assert scores.value.tolist() == [0.75] * players
+    assert scores.std_error.tolist() == [0.0] * players
+    assert scores.calls == 2 * players
+
+
+# --- GTG as published, and what is wrong with it ---------------------------------------------------------------------
+
+
+def test_published_gtg_zeroes_a_round_of_little_gain() -> None:
+    table = csv_table("rough") * 0.01
+    assert abs(table[-1] - table[0]) < 0.01
+    published = run(TableGame(table), "gtg")
+    assert (published.value.tolist(), published.calls) == ([0.0] * 10, 2)
+    assert run(TableGame(table), "gtg_corrected").value.sum() == pytest.approx(table[-1] - table[0])
+
+
+def test_what_a_cut_leaves_goes_to_nobody_or_to_those_behind_it() -> None:
+    """Three players; V({0}) is 0.0005 short of V(N), within the tolerance, so whoever follows it is cut off."""
+    #         {}   0       1    01   2    02   12   012
+    table = np.array([0.0, 0.9995, 0.0, 1.0, 0.0, 1.0, 0.0, 1.0])
+    published = run(TableGame(table), "gtg", at_least=30, convergence=0.5)
+    corrected = run(TableGame(table), "gtg_corrected", at_least=30, convergence=0.5)
+    assert published.value.sum() < 1.0
+    assert published.value[1] == published.value[2] == 0.0
+    assert corrected.value.sum() == pytest.approx(1.0, abs=1e-12)
+
+
+# --- error against calls -------------------------------------------------------------------------------------------
+
+# RMSE x 1000 at 100 and 200 calls, 200 repetitions, as `scripts/estimators.py` measured them; docs/evaluators.md.
+BASELINES = {
+    "permutation": {100: [19.8, 27.7, 18.9, 278.0], 200: [13.1, 18.1, 12.8, 197.0]},
+    "gtg": {100: [16.2, 27.0, 16.7, 213.0], 200: [10.7, 16.9, 10.1, 136.0]},
+}
+
+
+@pytest.mark.parametrize("calls", [100, 200])
+def test_the_default_errs_half_as_much_as_permutations_and_gtg(calls: int) -> None:
+    """Four games of ten players, 200 repetitions, the same distinct calls for all."""
+    ours = []
+    for name in NAMES:
+        table = csv_table(name)
+        values, _ = repeated(table, "shapley", 200, calls=calls)
+        ours.append(1000 * float(np.sqrt(np.mean((values - shapley_coefficients(10) @ table) ** 2))))
+    for baseline in BASELINES.values():
+        ratios = np.array(ours) / np.array(baseline[calls])
+        assert np.exp(np.log(ratios).mean()) <= 0.5, ratios
+        assert ratios.max() <= 0.65, ratios
