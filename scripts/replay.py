@@ -1,7 +1,9 @@
 """`steelyard replay`: recompute every score of a run from its recordings and compare it with the live one, exactly.
 
-The work runs in a child process with the environment of a run's processes, since thread counts and library settings
-of the caller's shell could change a bit: `python -m scripts.replay RUN` is that child.
+With `--evaluator`, other evaluators score the recorded rounds too; their rows go to scores-replayed.csv beside
+scores.csv, which no replay ever writes. The work runs in a child process with the environment of a run's processes,
+since thread counts and library settings of the caller's shell could change a bit: `python -m scripts.replay` is that
+child.
 """
 
 from __future__ import annotations
@@ -9,74 +11,164 @@ from __future__ import annotations
 import argparse
 import contextlib
 import csv
+import io
+import json
 import subprocess
 import sys
+import tomllib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from deploy.environment import process_environment
 from deploy.launch import ROLES, status
 from deploy.prepare import server_folder
-from steelyard.bundle import read_arrays
+from steelyard.bundle import read_arrays, write_text
 from steelyard.config import ServerHalf, load_half
 from steelyard.errors import UserError
 from steelyard.process import run_main, settle_down
-from steelyard.recording import Recordings
+from steelyard.recording import ClosedRound, Recordings
 
 if TYPE_CHECKING:
     from steelyard.scoring.replay import RoundScorer
+
+REPLAYED = "scores-replayed.csv"
+
+Row = dict[str, Any]
+Key = tuple[str, str, str]
+LiveRow = Mapping[str, str]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command line."""
     parser.add_argument("run", type=Path, help="a run directory; its honest twin is replayed too")
+    parser.add_argument(
+        "--evaluator",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="score the recorded rounds with this one too: a kind, or a table such as "
+        '\'{kind = "shapley", utility = "loss", calls = 200}\'; may be given several times',
+    )
 
 
 def act(arguments: argparse.Namespace) -> int:
     """Replay in a child process; returns 0 when every value is equal to the last bit, else 1."""
     if not status(arguments.run):
         raise UserError(f"a run directory expected, {arguments.run} has no manifest.json")
-    command = [sys.executable, "-m", "scripts.replay", str(arguments.run)]
+    tables = [evaluator_table(text) for text in arguments.evaluator]
+    command = [sys.executable, "-m", "scripts.replay", str(arguments.run), json.dumps(tables)]
     return subprocess.run(command, env=process_environment(), check=False).returncode
 
 
-def replay(run: Path) -> bool:
+def evaluator_table(text: str) -> Row:
+    """An `[[evaluators]]` table from the command line: a kind, or an inline TOML table.
+
+    `utility` defaults to accuracy, `name` to KIND_UTILITY. The child checks the rest.
+
+    Raises:
+        UserError: neither a word nor an inline table.
+    """
+    table: Row = {"kind": text.strip()}
+    if text.strip().startswith("{"):
+        try:
+            table = dict(tomllib.loads(f"table = {text}")["table"])
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"--evaluator: a kind or an inline TOML table expected, got {text!r}: {error}") from None
+    table.setdefault("utility", "accuracy")
+    table.setdefault("name", f"{table.get('kind')}_{table['utility']}")
+    return table
+
+
+def replay(run: Path, tables: Sequence[Mapping[str, Any]]) -> bool:
     """Recompute one run's scores and the models they rest on; print what was found.
 
+    Args:
+        run: the run directory.
+        tables: evaluators to score the recorded rounds with besides.
+
     Returns:
-        Whether every value and every aggregated model is equal, bit for bit.
+        Whether every live value and every aggregated model is equal, bit for bit.
     """
     from steelyard.scoring.replay import RoundScorer
 
     half: ServerHalf = load_half(ServerHalf, server_folder(run / ROLES) / "half.json")
+    data = read_arrays(server_folder(run / ROLES) / "data.safetensors")
     recordings = Recordings(run)
-    live = _live_values(run)
-    scorer = RoundScorer(half, read_arrays(server_folder(run / ROLES) / "data.safetensors"), recordings)
-    with contextlib.closing(scorer):
-        return _compare(run, scorer, recordings, live)
+    live = _live_rows(run)
+    _refuse_live_names(tables, live)
+    with contextlib.ExitStack() as open_:
+        scorer = open_.enter_context(contextlib.closing(RoundScorer(half, data, recordings)))
+        added = None
+        if tables:
+            added = open_.enter_context(contextlib.closing(RoundScorer(half, data, recordings, tables)))
+        return _compare(run, scorer, added, recordings, live)
 
 
-def _compare(run: Path, scorer: RoundScorer, recordings: Recordings, live: dict[tuple[str, str, str], str]) -> bool:
+def _compare(
+    run: Path, scorer: RoundScorer, added: RoundScorer | None, recordings: Recordings, live: Mapping[Key, LiveRow]
+) -> bool:
     import torch
 
     from steelyard.aggregation.fedavg import fedavg
     from steelyard.recording import read_vector
 
     equal = total = models = 0
+    rows: list[Row] = []
     rounds = [closed for closed in recordings.closed_rounds() if (str(closed.round)) in {key[0] for key in live}]
     for closed in rounds:
         recorded = scorer.read(closed)
         next_D = fedavg(recorded.global_D, recorded.updates, recorded.samples)
         models += torch.equal(next_D, torch.from_numpy(read_vector(recordings.global_file(closed.round + 1)).copy()))
-        for row in scorer.rows(closed):
+        for row in scorer.rows(closed, spent=_spent(live, closed)):
             total += 1
-            equal += live.get((str(row["round"]), str(row["client"]), row["evaluator"])) == repr(row["value"])
+            found = live.get((str(row["round"]), str(row["client"]), row["evaluator"]))
+            equal += found is not None and found["value"] == repr(row["value"])
+        rows += _score(added, closed)
         print(f"  round {closed.round}: {equal} of {total} values equal so far", flush=True)
     print(f"{run}: {equal} of {total} scores and {models} of {len(rounds)} models are bit-equal to the live run")
+    if rows:
+        _add(run / REPLAYED, rows)
+        print(f"{run / REPLAYED}: {len(rows)} rows of {', '.join(dict.fromkeys(row['evaluator'] for row in rows))}")
     return equal == total == len(live) and models == len(rounds)
 
 
-def _live_values(run: Path) -> dict[tuple[str, str, str], str]:
+def _score(scorer: RoundScorer | None, closed: ClosedRound) -> list[Row]:
+    return [] if scorer is None else scorer.rows(closed)
+
+
+def _spent(live: Mapping[Key, LiveRow], closed: ClosedRound) -> dict[str, int]:
+    """The calls that each evaluator made when the round was live."""
+    rows = ((name, row) for (number, _, name), row in live.items() if number == str(closed.round) and "calls" in row)
+    return {name: int(row["calls"]) for name, row in rows}
+
+
+def _refuse_live_names(tables: Sequence[Mapping[str, Any]], live: Mapping[Key, LiveRow]) -> None:
+    taken = {name for _, _, name in live}
+    for table in tables:
+        if table["name"] in taken:
+            raise UserError(
+                f"--evaluator: a name that the run has not scored live expected, got {table['name']!r}; "
+                'give it another one: \'{name = "...", kind = "..."}\''
+            )
+
+
+def _add(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Rewrite the replayed scores: rows of the same evaluators are replaced, others stay."""
+    new = {row["evaluator"] for row in rows}
+    kept: list[Mapping[str, Any]] = []
+    if path.exists():
+        with path.open(newline="", encoding="utf-8") as file:
+            kept = [row for row in csv.DictReader(file) if row["evaluator"] not in new]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(kept)
+    writer.writerows({key: repr(v) if isinstance(v, float) else v for key, v in row.items()} for row in rows)
+    write_text(path, text.getvalue())
+
+
+def _live_rows(run: Path) -> dict[Key, LiveRow]:
     path = run / "scores.csv"
     if not path.exists():
         raise UserError(f"live scores expected in {path}, there are none yet; let the run settle a round first")
@@ -84,15 +176,15 @@ def _live_values(run: Path) -> dict[tuple[str, str, str], str]:
         rows = csv.DictReader(file)
         if missing := {"round", "client", "evaluator", "value"} - set(rows.fieldnames or ()):
             raise UserError(f"{path}: columns round, client, evaluator and value expected, no {sorted(missing)[0]}")
-        return {(row["round"], row["client"], row["evaluator"]): row["value"] for row in rows}
+        return {(row["round"], row["client"], row["evaluator"]): row for row in rows}
 
 
 def _child() -> int:
     settle_down()
-    run = Path(sys.argv[1])
-    equal = replay(run)
+    run, tables = Path(sys.argv[1]), json.loads(sys.argv[2])
+    equal = replay(run, tables)
     if (run / "honest").exists():
-        equal = replay(run / "honest") and equal
+        equal = replay(run / "honest", tables) and equal
     return 0 if equal else 1
 
 

@@ -20,7 +20,18 @@ import numpy as np
 from steelyard.bundle import write_text
 from steelyard.recording import read_events
 
-SCORES = ("round", "client", "evaluator", "value", "std_error", "validation_std_error", "calls", "evaluated", "seconds")
+SCORES = (
+    "round",
+    "client",
+    "evaluator",
+    "value",
+    "std_error",
+    "validation_std_error",
+    "calls",
+    "evaluated",
+    "converged",
+    "seconds",
+)
 METRICS = (
     "round",
     "accuracy",

@@ -47,6 +47,7 @@ class Settlement:
         self._recordings = recordings
         self._ledger = ledger
         self._scorer = RoundScorer(half, data, recordings)
+        self._scorer.resume(ledger.settled_rounds)
         self._test = (torch.from_numpy(data["test_images"].copy()), torch.from_numpy(data["test_labels"].copy()))
 
     def close(self) -> None:
@@ -96,8 +97,10 @@ class Settlement:
                 )
 
         scores = self._scorer.rows(closed, tell)
+        self._scorer.checkpoint(closed.round)
         seconds = round(time.monotonic() - started, 3)
         self._ledger.settle(scores, {**metrics, "seconds": seconds})
+        self._scorer.forget(closed.round - 1)
         self._ledger.event("scored", round=closed.round, accuracy=accuracy, loss=loss, seconds=seconds)
 
 

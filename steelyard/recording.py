@@ -3,6 +3,7 @@
     recordings/round-0001/global.safetensors      the global model that the round began with
     recordings/round-0001/client-00.safetensors   an accepted update: trained state minus global state
     recordings/round-0001/closed.json             who took part, whose update arrived, void or not, and why it closed
+    recordings/round-0001/evaluators.safetensors  what evaluators carry on from the last settled round
 
 The model after the last round is the `global` of the round that would follow.
 """
@@ -54,6 +55,10 @@ class Recordings:
     def update_file(self, number: int, client: int) -> Path:
         """Where a client's accepted update of a round lies."""
         return self.round_folder(number) / f"client-{client:02d}.safetensors"
+
+    def state_file(self, number: int) -> Path:
+        """Where lies what the evaluators carry on from a settled round."""
+        return self.round_folder(number) / "evaluators.safetensors"
 
     def updates(self, number: int) -> dict[int, Path]:
         """The accepted updates of a round by client."""

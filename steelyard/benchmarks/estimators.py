@@ -22,6 +22,7 @@ import numpy as np
 from steelyard.errors import UserError
 from steelyard.scoring.coalitions import Floats, all_masks
 from steelyard.scoring.evaluators import EVALUATORS, make_evaluators
+from steelyard.scoring.evaluators.base import Fold
 from steelyard.scoring.games import TableGame
 from steelyard.seeding import numpy_generator
 
@@ -116,9 +117,9 @@ def _reference(table: dict[str, Any], utilities: Floats) -> Floats:
 
 
 def _evaluate(table: dict[str, Any], utilities: Floats, repetition: int) -> tuple[Floats, int]:
-    scores = make_evaluators([table])[0].evaluator.evaluate(
-        TableGame(utilities), numpy_generator(0, "benchmark", table["kind"], repetition)
-    )
+    evaluator = make_evaluators([table])[0].evaluator
+    assert not isinstance(evaluator, Fold), "a table has no rounds to fold"
+    scores = evaluator.evaluate(TableGame(utilities), numpy_generator(0, "benchmark", table["kind"], repetition))
     return scores.value, scores.calls
 
 

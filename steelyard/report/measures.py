@@ -18,7 +18,7 @@ from scipy import stats
 
 Floats = NDArray[np.float64]
 
-EFFICIENT_KINDS = frozenset({"fedsv"})
+EFFICIENT_KINDS = frozenset({"fedsv", "shapley", "multi_round", "one_round", "gtg_corrected", "least_core"})
 """Evaluators whose values add up to the utility gained, so that a value's share of the sum means something."""
 
 UTILITY_KINDS = EFFICIENT_KINDS | frozenset(

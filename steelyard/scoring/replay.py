@@ -6,6 +6,7 @@ same processor type.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,15 @@ from typing import Any
 import numpy as np
 import torch
 
+from steelyard.bundle import read_arrays, write_arrays
 from steelyard.config import ServerHalf
 from steelyard.models import FlatModel
 from steelyard.recording import ClosedRound, Recordings, read_vector
+from steelyard.scoring.coalitions import Floats
 from steelyard.scoring.evaluators import make_evaluators
+from steelyard.scoring.evaluators.base import Fold, State
+from steelyard.scoring.gradient import validation_gradient
+from steelyard.scoring.played import PlayedRound
 from steelyard.scoring.score import score_round
 from steelyard.scoring.utility import Progress, Utility
 
@@ -32,25 +38,42 @@ class RecordedRound:
 
 
 class RoundScorer:
-    """Scores recorded rounds with the experiment's evaluators.
+    """Scores recorded rounds, in order, with the experiment's evaluators.
+
+    What evaluators carry from round to round is kept here; `checkpoint` writes it beside the round's recording, and
+    `resume` reads it back.
 
     Args:
         half: the server's half of the experiment: roster, model, evaluators, evaluation path.
         data: holds validation_images [V, channels, height, width] and validation_labels [V].
         recordings: where models and updates lie.
+        evaluators: `[[evaluators]]` tables to score with instead of the experiment's.
     """
 
-    def __init__(self, half: ServerHalf, data: dict[str, np.ndarray[Any, Any]], recordings: Recordings) -> None:
-        self._seed = half.seed
+    def __init__(
+        self,
+        half: ServerHalf,
+        data: dict[str, np.ndarray[Any, Any]],
+        recordings: Recordings,
+        evaluators: Sequence[Mapping[str, Any]] | None = None,
+    ) -> None:
+        self._seed, self._rounds = half.seed, half.rounds
         self._samples = {entry.client: entry.samples for entry in half.roster}
-        self._clients = sorted({*range(half.clients), *self._samples})
+        self._roster = tuple(sorted(self._samples))
+        self._clients = sorted({*range(half.clients), *self._roster})
         self._recordings = recordings
-        self._evaluators = make_evaluators(half.evaluators, len(half.roster))
+        self._evaluators = make_evaluators(half.evaluators if evaluators is None else evaluators, len(half.roster))
+        self._states: dict[str, State] = {}
+        self._folded = 0
+        self._validation = (
+            torch.from_numpy(data["validation_images"].copy()),
+            torch.from_numpy(data["validation_labels"].copy()),
+        )
+        self._inner_batch = half.scoring.inner_batch
         self.model = FlatModel(half.model.name, half.shape)
         self._utility = Utility(
             self.model,
-            torch.from_numpy(data["validation_images"].copy()),
-            torch.from_numpy(data["validation_labels"].copy()),
+            *self._validation,
             inner_batch=half.scoring.inner_batch,
             path=half.scoring.path,
             device=half.scoring.device,
@@ -72,41 +95,108 @@ class RoundScorer:
             samples=tuple(self._samples[client] for client in clients),
         )
 
-    def rows(self, closed: ClosedRound, progress: Progress | None = None) -> list[dict[str, Any]]:
+    def resume(self, number: int) -> None:
+        """Take up what the evaluators carried on from a settled round; 0: nothing was settled yet.
+
+        Raises:
+            UserError: the round's checkpoint is missing.
+        """
+        self._states, self._folded = {}, number
+        folds = [named.name for named in self._evaluators if isinstance(named.evaluator, Fold)]
+        if number and folds:
+            for key, array in read_arrays(self._recordings.state_file(number)).items():
+                name, _, part = key.partition("/")
+                self._states.setdefault(name, {})[part] = array.copy()
+
+    def checkpoint(self, number: int) -> None:
+        """Write down, atomically and durably, what the evaluators carry on from a round that was just scored."""
+        arrays = {f"{name}/{part}": array for name, state in self._states.items() for part, array in state.items()}
+        if any(isinstance(named.evaluator, Fold) for named in self._evaluators):
+            write_arrays(self._recordings.state_file(number), arrays)
+
+    def forget(self, number: int) -> None:
+        """Remove the checkpoint of a round that is no longer the last one settled."""
+        if number:
+            self._recordings.state_file(number).unlink(missing_ok=True)
+
+    def rows(
+        self, closed: ClosedRound, progress: Progress | None = None, spent: Mapping[str, int] | None = None
+    ) -> list[dict[str, Any]]:
         """One row per evaluator and client, absent ones too; a client outside the round's game has value 0.
 
+        Only an evaluator of the whole run may give it another one: what the round changed of the client's total. It
+        knows the roster alone, so whoever is absent from the whole run has 0 from every evaluator.
+
         Args:
-            closed: the round.
+            closed: the round; the one after that scored last where an evaluator carries state.
             progress: told, after each coalition, how many were evaluated and how many the round takes as far as is
                 known by then: what one evaluator needs at most, or more once several have asked for different ones.
+            spent: the calls of each evaluator when the round was scored before; see `score_round`.
         """
         recorded = self.read(closed)
-        needed = max((named.evaluator.most_calls(len(recorded.clients)) for named in self._evaluators), default=0)
-
-        def tell(done: int, requested: int) -> None:
-            if progress is not None:
-                progress(game.evaluated, max(needed, game.evaluated + requested - done))
-
-        game = self._utility.round(recorded.global_D, recorded.updates, recorded.samples, tell)
-        place = {client: i for i, client in enumerate(recorded.clients)}
+        round_ = self._played(closed, recorded, self._told(progress, len(recorded.clients)))
+        results = score_round(
+            round_,
+            self._evaluators,
+            seed=self._seed,
+            round_number=closed.round,
+            states=self._states,
+            spent=spent,
+        )
+        states = {result.evaluator: result.state for result in results if result.state is not None}
+        assert not states or closed.round == self._folded + 1, "rounds in order: what folds carry on depends on it"
+        self._states, self._folded = states, closed.round
         rows = []
-        for result in score_round(game, self._evaluators, seed=self._seed, round_number=closed.round):
-            for client in self._clients:
-                i = place.get(client)
+        for result in results:
+            those = recorded.clients if result.state is None else self._roster
+            scores = result.scores.spread(tuple(self._clients.index(client) for client in those), len(self._clients))
+            for i, client in enumerate(self._clients):
                 rows.append(
                     {
                         "round": closed.round,
                         "client": client,
                         "evaluator": result.evaluator,
-                        "value": 0.0 if i is None else float(result.scores.value[i]),
-                        "std_error": 0.0 if i is None else float(result.scores.std_error[i]),
-                        "validation_std_error": 0.0 if i is None else float(result.scores.validation_std_error[i]),
-                        "calls": result.scores.calls,
-                        "evaluated": int(i is not None),
+                        "value": float(scores.value[i]),
+                        "std_error": float(scores.std_error[i]),
+                        "validation_std_error": float(scores.validation_std_error[i]),
+                        "calls": scores.calls,
+                        "evaluated": int(client in recorded.clients),
+                        "converged": int(scores.converged),
                         "seconds": round(result.seconds, 3),
                     }
                 )
         return rows
+
+    def _told(self, progress: Progress | None, players: int) -> Progress | None:
+        """What the round's games are to tell, each of its own requests, so that `progress` hears of all."""
+        if progress is None:
+            return None
+        needed = max((named.evaluator.most_calls(players) for named in self._evaluators), default=0)
+        evaluated = 0
+
+        def tell(done: int, requested: int) -> None:
+            nonlocal evaluated
+            evaluated += 1
+            progress(evaluated, max(needed, evaluated + requested - done))
+
+        return tell
+
+    def _played(self, closed: ClosedRound, recorded: RecordedRound, progress: Progress | None = None) -> PlayedRound:
+        def gradient(state_D: torch.Tensor) -> Floats:
+            return validation_gradient(self.model, state_D, *self._validation, inner_batch=self._inner_batch)
+
+        return PlayedRound(
+            utility=self._utility,
+            layout=self.model.layout,
+            gradient=gradient,
+            number=closed.round,
+            last=closed.round == self._rounds,
+            samples=tuple(self._samples[client] for client in self._roster),
+            members=tuple(self._roster.index(client) for client in recorded.clients),
+            global_D=recorded.global_D,
+            updates=recorded.updates,
+            progress=progress,
+        )
 
 
 def _vector(path: Path) -> torch.Tensor:

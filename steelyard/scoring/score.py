@@ -3,21 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal, Protocol
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
-from steelyard.scoring.coalitions import Game
-from steelyard.scoring.evaluators import NamedEvaluator
-from steelyard.scoring.evaluators.base import Scores
+from steelyard.scoring.evaluators import EVALUATORS, NamedEvaluator
+from steelyard.scoring.evaluators.base import Evaluator, Fold, Round, Scores, State
+from steelyard.scoring.evaluators.budget import BudgetParams
 from steelyard.seeding import numpy_generator
-
-
-class GameSource(Protocol):
-    """A round that offers a game per utility, over one cache."""
-
-    def view(self, metric: Literal["accuracy", "loss"]) -> Game:
-        """The round's game under one utility, with its own count of calls."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,26 +17,59 @@ class RoundScores:
     """One evaluator's scores of one round.
 
     `seconds` is wall time. Evaluators share the round's outcomes, so the first to ask for a coalition pays for it;
-    `scores.calls` counts as if each had started cold.
+    `scores.calls` counts as if each had started cold. `state` is what a fold carries on, and its scores are the whole
+    roster's, [N]; for any other evaluator `state` is None and the scores are the participants', [n].
     """
 
     evaluator: str
     scores: Scores
     seconds: float
+    state: State | None = field(default=None, repr=False)
 
 
 def score_round(
-    game: GameSource, evaluators: Sequence[NamedEvaluator], *, seed: int, round_number: int
+    round_: Round,
+    evaluators: Sequence[NamedEvaluator],
+    *,
+    seed: int,
+    round_number: int,
+    states: Mapping[str, State] | None = None,
+    spent: Mapping[str, int] | None = None,
 ) -> tuple[RoundScores, ...]:
     """Score one round with each evaluator, in order.
 
     An evaluator's randomness is a function of (seed, its name, the round) alone: other evaluators, or a repetition
     years later from the recording, change nothing.
+
+    Args:
+        round_: the round; evaluators that are no folds look at its `view` alone.
+        evaluators: the experiment's.
+        seed: the experiment's.
+        round_number: from 1.
+        states: what each fold carried on from the round before, by name; a fold that is not there starts.
+        spent: by name, the calls that a budget in seconds came to when the round was scored before: they are the budget
+            now, instead of the seconds. Evaluators without such a budget take no notice.
     """
     results = []
     for named in evaluators:
         start = time.perf_counter()
         generator = numpy_generator(seed, "evaluator", named.name, round_number)
-        scores = named.evaluator.evaluate(game.view(named.params.utility), generator)
-        results.append(RoundScores(evaluator=named.name, scores=scores, seconds=time.perf_counter() - start))
+        evaluator, state = _recalled(named, (spent or {}).get(named.name)), None
+        if isinstance(evaluator, Fold):
+            before = (states or {}).get(named.name)
+            before = evaluator.start(round_.clients) if before is None else before
+            state, scores = evaluator.fold(before, round_, generator)
+        else:
+            scores = evaluator.evaluate(round_.view(named.params.utility), generator)
+        seconds = time.perf_counter() - start
+        results.append(RoundScores(evaluator=named.name, scores=scores, seconds=seconds, state=state))
     return tuple(results)
+
+
+def _recalled(named: NamedEvaluator, calls: int | None) -> Evaluator | Fold:
+    """The evaluator, its budget in seconds exchanged for the calls that it came to."""
+    params = named.params
+    if calls is None or not isinstance(params, BudgetParams) or params.seconds == 0:
+        return named.evaluator
+    _, evaluator_type = EVALUATORS[params.kind]
+    return evaluator_type(replace(params, seconds=0.0, calls=calls))

@@ -44,6 +44,11 @@ utility = "accuracy"
 name = "loo_loss"
 kind = "loo"
 utility = "loss"
+[[evaluators]]
+name = "one_round"
+kind = "one_round"
+utility = "loss"
+seconds = 1e-9
 """
 
 

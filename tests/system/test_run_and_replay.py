@@ -34,7 +34,7 @@ def test_a_run_leaves_all_its_files(undisturbed: Any, shell: Any) -> None:
     assert json.loads((run / "manifest.json").read_text(encoding="utf-8"))["status"] == "DONE"
     look = shell.look(run)
     assert len(look.models) == 3
-    assert len(look.scores) == 3 * 3 * 2, "rounds, clients, evaluators"
+    assert len(look.scores) == 3 * 3 * 3, "rounds, clients, evaluators"
     assert [len(event["received"]) for event in look.events("round_closed")] == [3, 3, 3]
     assert "report" in undisturbed.output
 
@@ -83,7 +83,7 @@ def copy_of(run: Path, folder: Path) -> Path:
 def test_replay_finds_every_score_again(undisturbed: Any, shell: Any) -> None:
     code, said, err = shell.steelyard("replay", str(undisturbed.run), env=OTHER_SHELL)
     assert (code, err) == (0, "")
-    assert said.count("18 of 18 scores and 3 of 3 models are bit-equal to the live run") == 2, "and its twin's"
+    assert said.count("27 of 27 scores and 3 of 3 models are bit-equal to the live run") == 2, "and its twin's"
 
 
 def test_another_evaluation_path_replays_as_exactly(undisturbed: Any, shell: Any) -> None:
@@ -118,7 +118,7 @@ def test_replay_sees_one_digit_of_one_score(undisturbed: Any, shell: Any) -> Non
     scores.write_text("\n".join([*lines[:-1], ",".join(cells), ""]), encoding="utf-8")
     code, said, _ = shell.steelyard("replay", str(run))
     assert code == 1
-    assert "17 of 18 scores and 3 of 3 models" in said
+    assert "26 of 27 scores and 3 of 3 models" in said
 
 
 def test_replay_sees_one_bit_of_one_update(undisturbed: Any, shell: Any) -> None:
@@ -131,3 +131,32 @@ def test_replay_sees_one_bit_of_one_update(undisturbed: Any, shell: Any) -> None
     assert code == 1
     assert "Traceback" not in err
     assert "3 of 3 models" not in said
+
+
+def test_replay_adds_scores_of_other_evaluators(undisturbed: Any, shell: Any) -> None:
+    """A kind with its defaults, and a table; the live rows' file is not written, and the twin is scored too."""
+    run = copy_of(undisturbed.run, shell.folder)
+    shutil.copytree(undisturbed.run / "honest", run / "honest", symlinks=True)
+    live = (run / "scores.csv").read_bytes()
+    asked = ("--evaluator", "cgsv", "--evaluator", '{kind = "fedsv", utility = "accuracy", name = "again"}')
+    code, said, err = shell.steelyard("replay", str(run), *asked, env=OTHER_SHELL)
+    assert (code, err) == (0, ""), said
+    assert said.count("18 rows of cgsv_accuracy, again") == 2
+    assert (run / "scores.csv").read_bytes() == live
+    for place in (run, run / "honest"):
+        replayed, scored = rows(place / "scores-replayed.csv"), rows(place / "scores.csv")
+        assert len(replayed) == 3 * 3 * 2
+        assert {row["evaluator"] for row in replayed} == {"cgsv_accuracy", "again"}
+        fedsv = [row["value"] for row in scored if row["evaluator"] == "fedsv_accuracy"]
+        assert [row["value"] for row in replayed if row["evaluator"] == "again"] == fedsv
+
+
+def test_replay_names_what_is_wrong_with_an_evaluator(undisturbed: Any, shell: Any) -> None:
+    for text, message in (
+        ("shaply", "did you mean 'shapley'"),
+        ("{kind = 3", "an inline TOML table expected"),
+        ('{kind = "fedsv", utility = "accuracy"}', "a name that the run has not scored live"),
+    ):
+        code, _, err = shell.steelyard("replay", str(undisturbed.run), "--evaluator", text)
+        assert (code, message in err, "Traceback" in err) == (2, True, False), err
+    assert not (undisturbed.run / "scores-replayed.csv").exists()

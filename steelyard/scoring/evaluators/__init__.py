@@ -8,17 +8,30 @@ from typing import Any
 
 from steelyard.errors import UserError
 from steelyard.parsing import choose, parse
+from steelyard.scoring.evaluators.across_rounds import (
+    LambdaMultiRound,
+    LambdaMultiRoundParams,
+    MultiRoundParams,
+    OneRound,
+    OneRoundParams,
+)
 from steelyard.scoring.evaluators.banzhaf import Banzhaf, BanzhafParams
-from steelyard.scoring.evaluators.base import Evaluator, EvaluatorParams
+from steelyard.scoring.evaluators.base import Evaluator, EvaluatorParams, Fold
 from steelyard.scoring.evaluators.beta_shapley import BetaShapley, BetaShapleyParams
+from steelyard.scoring.evaluators.cgsv import Cgsv, CgsvParams
+from steelyard.scoring.evaluators.chg_shapley import ChgShapley, ChgShapleyParams
+from steelyard.scoring.evaluators.comfedsv import ComFedSV, ComFedSVParams
+from steelyard.scoring.evaluators.dig_fl import DigFL, DigFLParams
+from steelyard.scoring.evaluators.fedce import FedCE, FedCEParams
 from steelyard.scoring.evaluators.fedsv import FedSV, FedSVParams
 from steelyard.scoring.evaluators.gtg import Gtg, GtgCorrected, GtgCorrectedParams, GtgParams
 from steelyard.scoring.evaluators.least_core import LeastCore, LeastCoreParams
 from steelyard.scoring.evaluators.loo import Loo, LooParams
+from steelyard.scoring.evaluators.shapfed import ShapFed, ShapFedParams
 from steelyard.scoring.evaluators.shapley import Shapley, ShapleyParams
 from steelyard.scoring.evaluators.tmc import Tmc, TmcParams
 
-EVALUATORS: dict[str, tuple[type[EvaluatorParams], Callable[[Any], Evaluator]]] = {
+EVALUATORS: dict[str, tuple[type[EvaluatorParams], Callable[[Any], Evaluator | Fold]]] = {
     "loo": (LooParams, Loo),
     "fedsv": (FedSVParams, FedSV),
     "shapley": (ShapleyParams, Shapley),
@@ -28,6 +41,15 @@ EVALUATORS: dict[str, tuple[type[EvaluatorParams], Callable[[Any], Evaluator]]] 
     "banzhaf": (BanzhafParams, Banzhaf),
     "beta_shapley": (BetaShapleyParams, BetaShapley),
     "least_core": (LeastCoreParams, LeastCore),
+    "multi_round": (MultiRoundParams, Shapley),
+    "lambda_multi_round": (LambdaMultiRoundParams, LambdaMultiRound),
+    "one_round": (OneRoundParams, OneRound),
+    "comfedsv": (ComFedSVParams, ComFedSV),
+    "cgsv": (CgsvParams, Cgsv),
+    "shapfed": (ShapFedParams, ShapFed),
+    "fedce": (FedCEParams, FedCE),
+    "dig_fl": (DigFLParams, DigFL),
+    "chg_shapley": (ChgShapleyParams, ChgShapley),
 }
 MAX_CALLS = 2**16
 
@@ -37,7 +59,7 @@ class NamedEvaluator:
     """An evaluator as an experiment configured it; `params` holds its name and utility."""
 
     params: EvaluatorParams
-    evaluator: Evaluator
+    evaluator: Evaluator | Fold
 
     @property
     def name(self) -> str:
@@ -71,7 +93,7 @@ def make_evaluators(tables: Sequence[Mapping[str, Any]], clients: int = 0) -> tu
         if calls > MAX_CALLS:
             raise UserError(
                 f"{where}: at most {MAX_CALLS} coalitions a round expected, {clients} clients take {calls}; "
-                "sample fewer permutations, or use method = 'permutation'"
+                "sample fewer: lower calls or permutations, or use method = 'permutation'"
             )
         made[params.name] = NamedEvaluator(params=params, evaluator=evaluator)
     return tuple(made.values())

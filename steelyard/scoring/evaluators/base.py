@@ -1,19 +1,28 @@
-"""What an evaluator is and what it returns. Knows games, never models, clients or files. Torch-free.
+"""What an evaluator is and what it returns. Knows games and rounds, never models or files. Torch-free.
 
-Legend: n players, C coalitions, E validation examples.
+An `Evaluator` turns one round's game into values. A `Fold` sees whole rounds, the updates too, and carries state from
+round to round. Either way the values of all rounds add up to a client's total: where a result is defined for a run as
+a whole, a round's row is what the round changed of it (`evaluators/running.py`).
+
+Legend: N clients of the roster, n players (the round's participants), C coalitions, E validation examples, D float
+values of a state, P of them trainable.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from math import fsum, nan, sqrt
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
+from numpy.typing import NDArray
 
 from steelyard.scoring.coalitions import Floats, Game, Masks
 
 CHUNK = 256
+
+Vectors = NDArray[np.float32]
+State = dict[str, NDArray[Any]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +55,21 @@ class Scores:
     calls: int
     converged: bool = True
 
+    def spread(self, members: tuple[int, ...], clients: int) -> Scores:
+        """The same for the whole roster, [N]: 0 for whoever is not a member."""
+        columns = []
+        for column_n in (self.value, self.std_error, self.validation_std_error):
+            column_N = np.zeros(clients)
+            column_N[list(members)] = column_n
+            columns.append(column_N)
+        return Scores(
+            value=columns[0],
+            std_error=columns[1],
+            validation_std_error=columns[2],
+            calls=self.calls,
+            converged=self.converged,
+        )
+
 
 class Evaluator(Protocol):
     """Turns a game into a contribution per player."""
@@ -55,6 +79,62 @@ class Evaluator(Protocol):
 
     def most_calls(self, players: int) -> int:
         """The most distinct coalitions that a game of so many players can take."""
+
+
+class Round(Protocol):
+    """A recorded round as a fold may see it. Clients are named by their places 0..N-1 in the roster.
+
+    Attributes:
+        number: the round, from 1.
+        last: whether it is the experiment's last.
+        clients: N.
+        members: the places of the round's participants, in client order.
+        samples: n_k of all N clients.
+        trainable: P: geometry looks at that many first values of a state alone.
+        global_D: the state that the round began with; not to be written.
+        updates_nD: the members' updates, a float32 vector [D] each; not to be written.
+    """
+
+    number: int
+    last: bool
+    clients: int
+    members: tuple[int, ...]
+    samples: tuple[int, ...]
+    trainable: int
+    global_D: Vectors
+    updates_nD: tuple[Vectors, ...]
+
+    def view(self, metric: Literal["accuracy", "loss"]) -> Game:
+        """The round's game, its players the members in client order; with its own count of calls."""
+
+    def last_layer(self, vector_P: Vectors) -> Vectors:
+        """The last layer's part of an update: a row of weights and bias per class, [classes, features + 1]."""
+
+    def validation_gradient(self) -> Floats:
+        """The gradient of the mean validation cross-entropy at the global state, [P]."""
+
+    def play(
+        self,
+        global_D: Vectors,
+        updates_nD: tuple[Vectors, ...],
+        samples: tuple[int, ...],
+        metric: Literal["accuracy", "loss"],
+    ) -> Game:
+        """Another game on the same validation data: of these updates to that state."""
+
+
+@runtime_checkable
+class Fold(Protocol):
+    """Scores round after round, in order, with named arrays carried between them; never changes those it is given."""
+
+    def start(self, clients: int) -> State:
+        """The state before the first round of so many clients."""
+
+    def fold(self, state: State, round_: Round, generator: np.random.Generator) -> tuple[State, Scores]:
+        """The state after a round, and what the round adds to each client's total, [N]."""
+
+    def most_calls(self, players: int) -> int:
+        """The most distinct coalitions that a round of so many players can take."""
 
 
 NO_SCORES = Scores(value=np.zeros(0), std_error=np.zeros(0), validation_std_error=np.zeros(0), calls=0)
