@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import shutil
 from contextlib import closing
@@ -74,6 +75,11 @@ def test_the_bits_are_the_same(arguments: tuple[str, ...], env: dict[str, str], 
         assert shell.look(ours).scores == shell.look(theirs).scores
         assert shell.look(ours).models == shell.look(theirs).models
     assert shell.look(run).scores != shell.look(run / "honest").scores, "the attack does something"
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
 
 
 def copy_of(run: Path, folder: Path) -> Path:
