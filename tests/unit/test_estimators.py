@@ -39,7 +39,7 @@ from steelyard.scoring.games import (
 
 GAMES = Path(__file__).parents[1] / "data" / "games"
 NAMES = ["smooth", "rough", "trained_round_accuracy", "trained_round_loss"]
-METHODS = ["regression", "antithetic", "permutation", "stratified"]
+METHODS = ["regression", "adjusted", "antithetic", "permutation", "stratified"]
 
 
 def run(game: Any, kind: str, seed: int = 0, **table: Any) -> Scores:
@@ -229,14 +229,14 @@ def saturating(players: int) -> tuple[FunctionGame, Floats]:
     return coverage_game(covers, [1 / 300] * 300)
 
 
-@pytest.mark.parametrize(("players", "bound"), [(40, 0.3), (100, 0.6)])
+@pytest.mark.parametrize(("players", "bound"), [(40, 0.1), (100, 0.2)])
 def test_many_players_of_a_game_with_a_closed_form(players: int, bound: float) -> None:
     for method in METHODS[:3]:
         game, shapley = saturating(players)
         scores = run(game, "shapley", method=method, calls=20 * players)
         assert 20 * players <= scores.calls <= 22 * players
         assert np.mean(np.abs(scores.value - shapley) < 3 * scores.std_error) > 0.85
-        if method == "antithetic":
+        if method != "antithetic":
             assert np.sqrt(np.mean((scores.value - shapley) ** 2) / np.mean(shapley**2)) < bound
 
 
@@ -254,6 +254,7 @@ def test_every_sampler_takes_a_hundred_players(kind: str) -> None:
 
 COVERED: list[tuple[str, dict[str, Any], float, float]] = [
     ("shapley", {"method": "regression", "calls": 40}, 0.92, 0.99),
+    ("shapley", {"method": "adjusted", "calls": 60}, 0.92, 0.98),
     ("shapley", {"method": "antithetic", "calls": 60}, 0.92, 0.97),
     ("shapley", {"method": "permutation", "calls": 60}, 0.92, 0.97),
     ("shapley", {"method": "stratified", "calls": 56}, 0.85, 0.99),
@@ -333,6 +334,7 @@ def test_a_larger_budget_begins_like_a_smaller_one(method: str) -> None:
         generator = np.random.default_rng(4)
         made: dict[str, Callable[[], Plan]] = {
             "regression": lambda: PairedRegression(9, generator),
+            "adjusted": lambda: Walks(9, generator, antithetic=True, adjusted=True),
             "antithetic": lambda: Walks(9, generator, antithetic=True),
             "permutation": lambda: Walks(9, generator, antithetic=False),
             "stratified": lambda: Stratified(9, generator),
@@ -370,7 +372,8 @@ def test_a_budget_in_seconds_is_a_budget_in_the_calls_that_it_came_to(method: st
             return PairedRegression(10, generator)
         if method == "stratified":
             return Stratified(10, generator)
-        return Walks(10, generator, antithetic=method == "antithetic")
+        adjusted = method == "adjusted"
+        return Walks(10, generator, antithetic=adjusted or method == "antithetic", adjusted=adjusted)
 
     common = {"name": "e", "kind": "shapley", "utility": "loss", "target_std_error": target}
     timed = ShapleyParams(**common, calls=1000, seconds=5.5)
@@ -464,3 +467,14 @@ def test_the_default_errs_half_as_much_as_permutations_and_gtg(calls: int) -> No
         ratios = np.array(ours) / np.array(baseline[calls])
         assert np.exp(np.log(ratios).mean()) <= 0.5, ratios
         assert ratios.max() <= 0.65, ratios
+
+
+def test_values_are_those_of_shapiq() -> None:
+    """shapiq 1.4.1's ExactComputer (numpy 2.4.6), indices SV and BV, on the first 64 rows of rough.csv."""
+    table = csv_table("rough")[:64]
+    shapley = [-0.10582361384466672, 0.015481648477666629, 0.12056208084066665]
+    shapley += [0.18761704871783336, 0.16620075687566666, 0.20530575653283328]
+    banzhaf = [-0.08942403652187504, 0.04016884093437499, 0.12266543953375003]
+    banzhaf += [0.18851820896500002, 0.178050293283125, 0.21379362674]
+    np.testing.assert_allclose(run(TableGame(table), "shapley").value, shapley, atol=1e-14)
+    np.testing.assert_allclose(run(TableGame(table), "banzhaf").value, banzhaf, atol=1e-14)

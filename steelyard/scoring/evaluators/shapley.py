@@ -24,7 +24,7 @@ from steelyard.scoring.evaluators.walks import Walks
 class ShapleyParams(BudgetParams):
     """How coalitions are sampled; `allocation` is how `regression` spreads them over sizes."""
 
-    method: Literal["regression", "antithetic", "permutation", "stratified"] = "regression"
+    method: Literal["regression", "adjusted", "antithetic", "permutation", "stratified"] = "regression"
     allocation: Allocation = "kernel"
 
 
@@ -47,6 +47,7 @@ class Shapley:
                 return PairedRegression(n, generator, self.params.allocation)
             if method == "stratified":
                 return Stratified(n, generator)
-            return Walks(n, generator, antithetic=method == "antithetic")
+            adjusted = method == "adjusted"
+            return Walks(n, generator, antithetic=adjusted or method == "antithetic", adjusted=adjusted)
 
         return spend(game, self.params, plan, shapley_coefficients)

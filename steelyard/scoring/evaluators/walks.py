@@ -14,18 +14,31 @@ from steelyard.scoring.evaluators.budget import Drawn, Estimate
 class Walks:
     """Orders of the players, each walked from the empty coalition to the full one; values are mean marginals.
 
+    Utilities saturate, so a marginal depends first of all on its place in the order, and a player that came early by
+    chance looks good. The mean marginal at each place is known well, from all players: `adjusted` subtracts it, and
+    adds what a player standing everywhere alike would have got (a control variate; our choice). Values still add up to
+    V(N) - V(empty); the bias is of the order of 1/m, since a player has its part in the means.
+
     Args:
         players: n.
         generator: draws the orders.
         antithetic: each order is also walked backwards (Mitchell et al. 2022, arXiv 2104.12199).
+        adjusted: subtract from each marginal the mean of all players' at its place (see above).
         place_weight_n: what the marginal at each place of an order counts for; None: 1 everywhere, the Shapley value.
     """
 
     def __init__(
-        self, players: int, generator: np.random.Generator, *, antithetic: bool, place_weight_n: Floats | None = None
+        self,
+        players: int,
+        generator: np.random.Generator,
+        *,
+        antithetic: bool,
+        adjusted: bool = False,
+        place_weight_n: Floats | None = None,
     ) -> None:
         self._generator = generator
         self._antithetic = antithetic
+        self._adjusted = adjusted
         self._weight_n = np.ones(players) if place_weight_n is None else place_weight_n
         self._drawn = Drawn(players)
         self._orders: list[np.ndarray[tuple[int], np.dtype[np.int64]]] = []
@@ -55,11 +68,22 @@ class Walks:
     def estimate(self, values_C: Floats) -> Estimate:
         """Weighted mean marginals; the error is the spread over orders, or over pairs of them."""
         orders, rows = np.array(self._orders), np.array(self._rows)
-        counts = np.zeros((orders.shape[1], len(values_C)))
-        np.add.at(counts, (orders, rows[:, 1:]), self._weight_n)
-        np.add.at(counts, (orders, rows[:, :-1]), -self._weight_n)
-        marginals = np.empty(orders.shape)
-        np.put_along_axis(marginals, orders, np.diff(values_C[rows], axis=1) * self._weight_n, axis=1)
+        count, n = orders.shape
+        joined = np.zeros((n, len(values_C)))  # the mean marginal at each place of an order, whoever stands there
+        coefficients, marginals = np.zeros((n, len(values_C))), np.empty((count, n))
+        places = np.broadcast_to(np.arange(n), (count, n))
+        for weights, index in ((coefficients, orders), (joined, places)):
+            np.add.at(weights, (index, rows[:, 1:]), self._weight_n / count)
+            np.add.at(weights, (index, rows[:, :-1]), -self._weight_n / count)
+        steps = np.diff(values_C[rows], axis=1) * self._weight_n
+        if self._adjusted:
+            often = np.zeros((n, n))  # how often, of all orders, a player stood at a place
+            np.add.at(often, (orders, places), 1 / count)
+            coefficients += (1 / n - often) @ joined
+            steps = steps - steps.mean(axis=0)
+        np.put_along_axis(marginals, orders, steps, axis=1)
         draws = (marginals[0::2] + marginals[1::2]) / 2 if self._antithetic else marginals
-        error_n = draws.std(axis=0, ddof=1) / np.sqrt(len(draws)) if len(draws) > 1 else np.full(len(counts), np.nan)
-        return Estimate(coefficients_nC=counts / len(orders), std_error=error_n)
+        error_n = draws.std(axis=0, ddof=1) / np.sqrt(len(draws)) if len(draws) > 1 else np.full(n, np.nan)
+        if self._adjusted and count > 1:
+            error_n = error_n * np.sqrt(count / (count - 1))  # the means come from the same orders
+        return Estimate(coefficients_nC=coefficients, std_error=error_n)
