@@ -10,20 +10,23 @@ import numpy as np
 from steelyard.scoring.coalitions import Floats, Masks
 from steelyard.scoring.evaluators.budget import Drawn, Estimate
 
+SWEEPS = 4
+
 
 class Walks:
     """Orders of the players, each walked from the empty coalition to the full one; values are mean marginals.
 
     Utilities saturate, so a marginal depends first of all on its place in the order, and a player that came early by
-    chance looks good. The mean marginal at each place is known well, from all players: `adjusted` subtracts it, and
-    adds what a player standing everywhere alike would have got (a control variate; our choice). Values still add up to
-    V(N) - V(empty); the bias is of the order of 1/m, since a player has its part in the means.
+    chance looks good. `adjusted` fits marginal = player + place by least squares (alternating, SWEEPS times), so that
+    a player's value is the mean of its marginals less what their places gave (a control variate; our choice). Values
+    still add up to V(N) - V(empty), and additive games stay exact; the bias is of the order of 1/m, since a player has
+    its part in the places' means.
 
     Args:
         players: n.
         generator: draws the orders.
         antithetic: each order is also walked backwards (Mitchell et al. 2022, arXiv 2104.12199).
-        adjusted: subtract from each marginal the mean of all players' at its place (see above).
+        adjusted: see above.
         place_weight_n: what the marginal at each place of an order counts for; None: 1 everywhere, the Shapley value.
     """
 
@@ -79,8 +82,12 @@ class Walks:
         if self._adjusted:
             often = np.zeros((n, n))  # how often, of all orders, a player stood at a place
             np.add.at(often, (orders, places), 1 / count)
-            coefficients += (1 / n - often) @ joined
-            steps = steps - steps.mean(axis=0)
+            by_player, place = coefficients, joined - often.T @ coefficients
+            for _ in range(SWEEPS):
+                coefficients = by_player - often @ place
+                place = joined - often.T @ coefficients
+            coefficients = by_player - often @ place
+            steps = steps - place @ values_C
         np.put_along_axis(marginals, orders, steps, axis=1)
         draws = (marginals[0::2] + marginals[1::2]) / 2 if self._antithetic else marginals
         error_n = draws.std(axis=0, ddof=1) / np.sqrt(len(draws)) if len(draws) > 1 else np.full(n, np.nan)
