@@ -78,30 +78,31 @@ def games(repetitions: int) -> None:
             print(f"| {name} | {game} | " + " | ".join(cells) + " |", flush=True)
 
 
-def saturating(players: int, fraction: float) -> tuple[FunctionGame, Floats]:
-    """300 items of equal worth, each covered by about that fraction of the players."""
-    covers = np.random.default_rng(players).random((300, players)) < fraction
-    covers[np.arange(300), np.arange(300) % players] = True
-    return coverage_game(covers, [1 / 300] * 300)
+def saturating(players: int, items: int, fraction: float) -> tuple[FunctionGame, Floats]:
+    """Items of equal worth, each covered by about that fraction of the players."""
+    covers = np.random.default_rng(players).random((items, players)) < fraction
+    covers[np.arange(items), np.arange(items) % players] = True
+    return coverage_game(covers, [1 / items] * items)
 
 
 def growth(repetitions: int) -> None:
     """Print the calls that bring the relative error below 10 %, by players; budgets grow by a quarter."""
-    print("| estimator | an item's players | " + " | ".join(f"{n} players" for n in PLAYERS) + " |")
+    print("| estimator | game | " + " | ".join(f"{n} players" for n in PLAYERS) + " |")
     print("|---|---|" + "---|" * len(PLAYERS))
     for name in ("shapley regression", "shapley adjusted", "shapley antithetic"):
-        for text, share in (("4", lambda n: 4 / n), ("a tenth of all", lambda _: 0.1)):
-            cells = [_calls_for(name, n, share(n), repetitions) for n in PLAYERS]
-            print(f"| {name} | {text} | " + " | ".join(cells) + " |", flush=True)
+        cells = [_calls_for(name, n, 30 * n, 4 / n, repetitions) for n in PLAYERS]
+        print(f"| {name} | 30 n items, 4 players each | " + " | ".join(cells) + " |", flush=True)
+        cells = [_calls_for(name, n, 300, 0.1, repetitions) for n in PLAYERS]
+        print(f"| {name} | 300 items, n / 10 players each | " + " | ".join(cells) + " |", flush=True)
 
 
-def _calls_for(name: str, players: int, fraction: float, repetitions: int) -> str:
+def _calls_for(name: str, players: int, items: int, fraction: float, repetitions: int) -> str:
     """The calls that the first budget took whose relative error is below 10 %."""
-    _, exact_n = saturating(players, fraction)
+    _, exact_n = saturating(players, items, fraction)
     budget, relative, taken = float(players), 1.0, 0.0
     while relative > 0.1 and budget < 4000:
         budget *= 1.25
-        results = scores(lambda: saturating(players, fraction)[0], ESTIMATORS[name], int(budget), repetitions)
+        results = scores(lambda: saturating(players, items, fraction)[0], ESTIMATORS[name], int(budget), repetitions)
         relative = off(results, exact_n)[0] / float(np.sqrt(np.mean(exact_n**2)))
         taken = float(np.mean([result.calls for result in results]))
     return f"{taken:.0f}" if relative <= 0.1 else f"> {taken:.0f}"

@@ -101,8 +101,8 @@ class OneRound:
             seen[k] = 1
         state = {**state, "global": first, "updates": updates_ND, "seen": seen}
         players = tuple(np.flatnonzero(seen).tolist())
-        waits = self.params.play == "last_round" and not round_.last
-        if waits or not players or not (round_.members or round_.last):
+        due = round_.last if self.params.play == "last_round" else bool(round_.members)
+        if not due or not players:
             return unchanged(state)
         game = round_.play(
             first,

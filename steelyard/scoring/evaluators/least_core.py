@@ -19,7 +19,6 @@ from dataclasses import dataclass
 from typing import Annotated
 
 import numpy as np
-from scipy.optimize import linprog, nnls
 
 from steelyard.parsing import Range
 from steelyard.scoring.coalitions import Floats, Game, Masks, all_masks
@@ -84,6 +83,8 @@ def least_core(masks_Cn: Masks, worth_C: Floats, gain: float) -> Floats:
     Among the optima of the linear program the nearest to equal parts is that of least norm; it is a least-distance
     problem, which non-negative least squares solve (Lawson & Hanson 1974).
     """
+    from scipy.optimize import linprog, nnls  # slow to load, and few experiments need it
+
     n = masks_Cn.shape[1]
     scale = max(float(np.abs(worth_C).max(initial=0.0)), abs(gain))
     if n == 1 or scale == 0:
