@@ -80,7 +80,7 @@ def evaluator_table(text: str) -> Row:
     return table
 
 
-def replay(run: Path, tables: Sequence[Mapping[str, Any]]) -> bool:
+def replay(run: Path, tables: Sequence[Mapping[str, Any]] = ()) -> bool:
     """Recompute one run's scores and the models they rest on; print what was found.
 
     Args:

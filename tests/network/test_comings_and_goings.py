@@ -81,6 +81,18 @@ def test_the_order_of_work_changes_no_bit_and_the_run_replays(comings: Path, tmp
     assert replay(comings)
 
 
+def test_a_fold_over_comings_and_goings_gives_the_absent_one_zeros(comings: Path) -> None:
+    assert replay(comings, [{"name": "one", "kind": "one_round", "utility": "loss"}])
+    with (comings / "scores-replayed.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert [(int(row["round"]), int(row["client"])) for row in rows] == [(t, k) for t in range(1, 5) for k in range(4)]
+    for row in rows:
+        round_, client = int(row["round"]), int(row["client"])
+        seen = any(client in there for there in PARTICIPANTS[:round_])
+        assert (row["value"] != "0.0") == seen, "one game of all that came so far"
+        assert row["evaluated"] == str(int(client in PARTICIPANTS[round_ - 1]))
+
+
 def test_what_is_absent_changes_nothing_of_what_the_others_start_with(comings: Path, tmp_path: Path) -> None:
     everybody = finished(tmp_path, (0, 1, 2, 3), rounds=1)
     ours, theirs = (Recordings(run).updates(1) for run in (comings, everybody))

@@ -100,7 +100,7 @@ def test_another_evaluation_path_replays_as_exactly(undisturbed: Any, shell: Any
     assert shell.look(run).models == undisturbed.models, "scoring changes no training"
     code, said, err = shell.steelyard("replay", str(run), env=OTHER_SHELL)
     assert (code, err) == (0, "")
-    assert "18 of 18 scores and 3 of 3 models are bit-equal to the live run" in said
+    assert "27 of 27 scores and 3 of 3 models are bit-equal to the live run" in said
 
 
 def test_scoring_tells_how_far_it_is(undisturbed: Any) -> None:

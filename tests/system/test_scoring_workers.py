@@ -111,7 +111,7 @@ def test_a_run_with_workers_is_the_same_run(undisturbed: Any, shell: Any) -> Non
     assert (look.scores, look.models) == (undisturbed.scores, undisturbed.models)
     code, said, err = shell.steelyard("replay", str(run))
     assert (code, err) == (0, "")
-    assert said.count("18 of 18 scores and 3 of 3 models are bit-equal to the live run") == 2
+    assert said.count("27 of 27 scores and 3 of 3 models are bit-equal to the live run") == 2
 
 
 def test_a_missing_device_is_refused() -> None:

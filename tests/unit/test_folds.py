@@ -343,3 +343,31 @@ def test_a_fold_does_not_touch_what_it_is_given(recorded: Recorded) -> None:
             copy = {key: array.tobytes() for key, array in before.items()}
             named.evaluator.fold(before, round_, numpy_generator(1, "x"))
             assert {key: array.tobytes() for key, array in before.items()} == copy
+
+
+@pytest.mark.parametrize("kind", list(EVALUATORS))
+def test_an_absent_client_has_zeros_and_the_others_their_own_scores(kind: str, recorded: Recorded) -> None:
+    """Client 1 takes part in nothing: a row of zeros; the others score as in an experiment that has no client 1."""
+    roster = tuple(entry for entry in recorded.half.roster if entry.client != 1)
+    rows: dict[bool, list[dict[str, str]]] = {}
+    for counted in (True, False):
+        scorer = recorded.scorer(kind, roster=roster, clients=CLIENTS if counted else 0)
+        closed = [replace(round_, received=(0, 2, 3), missing=()) for round_ in recorded.closed]
+        rows[counted] = [without_seconds(row) for round_ in closed for row in scorer.rows(round_)]
+    absent = [row for row in rows[True] if row["client"] == "1"]
+    assert len(absent) == ROUNDS
+    for column in ("value", "std_error", "validation_std_error"):
+        assert {row[column] for row in absent} == {"0.0"}
+    assert {row["evaluated"] for row in absent} == {"0"}
+    others = [row for row in rows[True] if row["client"] != "1"]
+    assert others == [row for row in rows[False] if row["client"] != "1"]
+    assert any(row["value"] != "0.0" for row in others)
+
+
+def test_progress_counts_the_coalitions_of_every_game_of_a_round(recorded: Recorded) -> None:
+    """Leave-one-out takes 5 coalitions of the round's game, and the game of all rounds 16 of its own."""
+    chosen = [{"name": kind, "kind": kind, "utility": "loss"} for kind in ("loo", "one_round")]
+    scorer = RoundScorer(recorded.half, recorded.data, recorded.recordings, chosen)
+    told: list[tuple[int, int]] = []
+    scorer.rows(recorded.closed[0], lambda *figures: told.append(figures))
+    assert told == [(i, 16) for i in range(1, 6)] + [(i, 21) for i in range(6, 22)]
