@@ -111,7 +111,10 @@ def test_scoring_tells_how_far_it_is(undisturbed: Any) -> None:
         RoundScorer(load_half(ServerHalf, server / "half.json"), read_arrays(server / "data.safetensors"), recordings)
     ) as scorer:
         scorer.rows(recordings.closed_rounds()[0], lambda done, total: told.append((done, total)))
-    assert told == [(i, 8) for i in range(1, 9)], "all coalitions of three; leave-one-out finds its own among them"
+    round_, folded = [(i, 8) for i in range(1, 9)], [(i, 16) for i in range(9, 17)]
+    assert told == round_ + folded, (
+        "all coalitions of three, which leave-one-out shares; then those of one_round's game"
+    )
 
 
 def test_replay_sees_one_digit_of_one_score(undisturbed: Any, shell: Any) -> None:
