@@ -39,7 +39,7 @@ class DcganParams:
     kind: Literal["dcgan"] = "dcgan"
     latent: Positive = 8
     width: Positive = 16
-    steps: Positive = 1000
+    steps: Positive = 1500
     batch_size: Positive = 32
     generator_rate: PositiveFloat = 0.001
     discriminator_rate: PositiveFloat = 0.001
