@@ -1,12 +1,10 @@
 """The latent attack through the update itself: simulated local training, carriers of labels that a decoder lacks."""
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from sklearn.datasets import load_digits
 from torch.nn import functional
 
 from client.attacks import Resources, check, make_attack
@@ -17,7 +15,6 @@ from client.attacks.unroll import LocalTraining, call
 from steelyard.config import Shape, TrainingConfig
 from steelyard.errors import UserError
 from steelyard.generators import Decoder, MlpParams, train_decoder
-from steelyard.models import FlatModel
 from steelyard.seeding import torch_generator
 
 SHAPE = Shape(channels=1, height=8, width=8, classes=10)
@@ -26,20 +23,9 @@ QUICK: dict[str, Any] = {"samples": 12, "decoder": {"hidden": 32, "steps": 60}, 
 
 
 @pytest.fixture
-def resources(tmp_path: Path) -> Resources:
-    pixels, targets = load_digits(return_X_y=True)
-    images = torch.tensor(pixels / 16, dtype=torch.float32).view(-1, 1, 8, 8)
-    labels = torch.tensor(targets, dtype=torch.int64)
-    own = (labels[:200] < 4).nonzero().flatten()[:40]
-    return Resources(
-        model=FlatModel("cnn8", SHAPE),
-        images=images[own],
-        labels=labels[own],
-        public=(images[300:360], labels[300:360]),
-        training=TRAINING,
-        seed=7,
-        folder=tmp_path / "state",
-    )
+def resources(resources: Resources) -> Resources:
+    """The usual client, whose training has every setting of SGD."""
+    return replace(resources, training=TRAINING)
 
 
 @pytest.fixture
