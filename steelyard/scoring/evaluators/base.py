@@ -137,6 +137,21 @@ class Fold(Protocol):
         """The most distinct coalitions that a round of so many players can take."""
 
 
+class Stateless:
+    """What folds share whose rounds stand alone and that ask for no coalition: all but `fold` itself."""
+
+    def __init__(self, params: EvaluatorParams) -> None:
+        self.params = params
+
+    def start(self, clients: int) -> State:  # noqa: ARG002 - the same for any number
+        """No state."""
+        return {}
+
+    def most_calls(self, players: int) -> int:  # noqa: ARG002 - the same for any number
+        """None."""
+        return 0
+
+
 NO_SCORES = Scores(value=np.zeros(0), std_error=np.zeros(0), validation_std_error=np.zeros(0), calls=0)
 
 

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from steelyard.scoring.coalitions import Floats
-from steelyard.scoring.evaluators.base import EvaluatorParams, Round, Scores, State
+from steelyard.scoring.evaluators.base import EvaluatorParams, Round, Scores, State, Stateless
 from steelyard.scoring.geometry import gram
 
 
@@ -29,19 +29,8 @@ class ChgShapleyParams(EvaluatorParams):
     """Nothing to set; `utility` is not used."""
 
 
-class ChgShapley:
+class ChgShapley(Stateless):
     """The closed form on the round's updates."""
-
-    def __init__(self, params: ChgShapleyParams) -> None:
-        self.params = params
-
-    def most_calls(self, players: int) -> int:  # noqa: ARG002 - none, however many
-        """None."""
-        return 0
-
-    def start(self, clients: int) -> State:  # noqa: ARG002 - rounds stand alone
-        """No state."""
-        return {}
 
     def fold(self, state: State, round_: Round, generator: np.random.Generator) -> tuple[State, Scores]:  # noqa: ARG002 - exact
         """The round's Shapley values of that game."""

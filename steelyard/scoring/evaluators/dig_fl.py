@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from steelyard.scoring.evaluators.base import EvaluatorParams, Round, Scores, State
+from steelyard.scoring.evaluators.base import EvaluatorParams, Round, Scores, State, Stateless
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,19 +21,8 @@ class DigFLParams(EvaluatorParams):
     """Nothing to set; `utility` is not used."""
 
 
-class DigFL:
+class DigFL(Stateless):
     """First-order gain of the validation loss."""
-
-    def __init__(self, params: DigFLParams) -> None:
-        self.params = params
-
-    def most_calls(self, players: int) -> int:  # noqa: ARG002 - none, however many
-        """None."""
-        return 0
-
-    def start(self, clients: int) -> State:  # noqa: ARG002 - rounds stand alone
-        """No state."""
-        return {}
 
     def fold(self, state: State, round_: Round, generator: np.random.Generator) -> tuple[State, Scores]:  # noqa: ARG002 - exact
         """The round's first-order gains."""

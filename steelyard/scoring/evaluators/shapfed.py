@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from steelyard.scoring.evaluators.base import EvaluatorParams, Round, Scores, State
+from steelyard.scoring.evaluators.base import EvaluatorParams, Round, Scores, State, Stateless
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,19 +20,8 @@ class ShapFedParams(EvaluatorParams):
     """Nothing to set; `utility` is not used."""
 
 
-class ShapFed:
+class ShapFed(Stateless):
     """Mean over classes of the last layer's cosines."""
-
-    def __init__(self, params: ShapFedParams) -> None:
-        self.params = params
-
-    def most_calls(self, players: int) -> int:  # noqa: ARG002 - none, however many
-        """None."""
-        return 0
-
-    def start(self, clients: int) -> State:  # noqa: ARG002 - rounds stand alone
-        """No state."""
-        return {}
 
     def fold(self, state: State, round_: Round, generator: np.random.Generator) -> tuple[State, Scores]:  # noqa: ARG002 - exact
         """The round's mean cosines."""
