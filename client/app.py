@@ -70,6 +70,7 @@ class Client:
             lambda channel: GrpcClientPlane(channel, self._metadata, transport.chunk_bytes, transport.timeout_s)
         )
         self._attack = _attack(self.half, folder)
+        self._refused = 0  # the last round whose update was refused for good, whatever session it was sent in
 
     def run(self) -> None:
         """Take part until the run ends, or until this client's last round is over.
@@ -98,7 +99,7 @@ class Client:
 
     def _take_part(self, session: Session) -> bool:
         """Work until the run ends or the schedule says leave; returns whether nothing is left to do after that."""
-        stay, handled = self.half.stay, 0
+        stay, handled = self.half.stay, self._refused
         while True:
             state = session.wait_for(
                 lambda s: s.phase in ENDED or stay.is_over(s.round) or (_is_work(s) and s.round > handled)  # noqa: B023 - called before `handled` changes
@@ -110,6 +111,7 @@ class Client:
                 self._work(session, handled)
             except RefusedError as refused:  # the server logged it too; the next round is a new chance
                 log.warning("round %d: %s", handled, refused)
+                self._refused = handled
             if not stay.covers(handled + 1):
                 return stay.is_over(handled + 1)
 

@@ -285,7 +285,7 @@ class Coordinator:
 
     def refused(self, client: int | None, request: str, error: RefusedError) -> None:
         """Log a refusal."""
-        self._ledger.event("refused", client=client, request=request, refusal=error.refusal, detail=error.detail)
+        self._ledger.refused(client, request=request, refusal=error.refusal, detail=error.detail)
 
     @property
     def lease_s(self) -> float:

@@ -11,6 +11,7 @@ import io
 import json
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,7 @@ METRICS = (
     "seconds",
     "model_sha256",
 )
+REFUSALS_LISTED = 100  # of each client; beyond them every power of two, so that nobody can fill the disk
 
 
 class Ledger:
@@ -57,6 +59,7 @@ class Ledger:
             _drop_partial_line(events)
         self.incarnation: int = 1 + sum(event["event"] == "server_started" for event in read_events(run))
         self._events = events.open("a", encoding="utf-8")
+        self._refusals: Counter[int | None] = Counter()
         self._metrics = _read_rows(run / "metrics.csv")
         self._scores = [row for row in _read_rows(run / "scores.csv") if int(row["round"]) <= self.settled_rounds]
 
@@ -71,6 +74,14 @@ class Ledger:
         with self._lock:
             self._events.write(line + "\n")
             self._events.flush()
+
+    def refused(self, client: int | None, **fields: Any) -> None:
+        """Append the event of a refusal, `number` being how many this client (None: nobody known) has had by now."""
+        with self._lock:
+            self._refusals[client] += 1
+            number = self._refusals[client]
+        if number <= REFUSALS_LISTED or number.bit_count() == 1:
+            self.event("refused", client=client, number=number, **fields)
 
     def settle(self, scores: Iterable[Mapping[str, Any]], metrics: Mapping[str, Any]) -> None:
         """Add one round's score rows and its metrics row; metrics last, since they mark the round as settled."""

@@ -74,7 +74,7 @@ class Decoder:
         """Read a decoder and verify its digest.
 
         Raises:
-            BadBundleError: the file is malformed, no decoder, or its bytes do not match their digest.
+            BadBundleError: the file is malformed, no decoder of its kind, or its bytes do not match their digest.
         """
         arrays = bundle.read_arrays(path)
         weights = {name: torch.from_numpy(array.copy()) for name, array in arrays.items() if name.startswith("decode.")}
@@ -87,4 +87,18 @@ class Decoder:
         if kind not in KINDS:
             raise BadBundleError("BAD_LAYOUT", f"{path.name}: one of {', '.join(KINDS)} expected, got {kind[:40]!r}")
         shape = Shape(channels=channels, height=height, width=width, classes=classes)
-        return cls(kind=kind, shape=shape, labels=labels, weights=weights)
+        decoder = cls(kind=kind, shape=shape, labels=labels, weights=weights)
+        if (fault := decoder._fault()) is not None:
+            raise BadBundleError("BAD_LAYOUT", f"{path.name}: a decoder of kind {kind} expected: {fault}")
+        return decoder
+
+    def _fault(self) -> str | None:
+        """What shows, when one image is made, that weights, labels and shape are not of one decoder."""
+        expected = (1, self.shape.channels, self.shape.height, self.shape.width)
+        try:
+            image = self(torch.zeros(1, self.latent), torch.tensor(self.labels[:1], dtype=torch.int64))
+        except (KeyError, IndexError, RuntimeError, ValueError) as error:
+            return f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"
+        if image.shape != expected:
+            return f"images of {expected[1:]} expected, it makes {tuple(image.shape[1:])}"
+        return None if image.isfinite().all() else "finite images expected, it makes others"

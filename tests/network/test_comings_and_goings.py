@@ -67,6 +67,15 @@ def test_a_leaver_says_goodbye_and_one_that_returns_joins_anew(comings: Path) ->
     assert sorted(events(comings, "joined", "client")) == [0, 0, 2, 3]
 
 
+def test_an_update_that_is_refused_before_a_leave_is_not_sent_again(tmp_path: Path) -> None:
+    attack = {"name": "random_noise", "target": "update", "scale": 1e39, "clients": [0], "compare_honest": False}
+    clients = {"count": 4, "schedule": [{"client": 0, "leave": 2, "return": 3}]}
+    deadline = {"round_deadline_s": 3.0}  # what ends round 3, where client 0 stays and has nothing to give
+    run = finished(tmp_path, (0, 1, 2, 3), rounds=3, clients=clients, attack=attack, protocol=deadline)
+    assert events(run, "refused", "refusal") == ["NOT_FINITE"] * 2, "once in round 1, once in round 3"
+    assert events(run, "round_closed", "received") == [[1, 2, 3]] * 3
+
+
 def test_outside_its_rounds_a_client_has_value_0_and_the_absent_one_keeps_its_rows(comings: Path) -> None:
     found = values(comings)
     assert len(found) == 4 * 4

@@ -121,6 +121,26 @@ def test_a_bundle_that_is_no_decoder_is_refused(tmp_path: Path) -> None:
         Decoder.load(tmp_path / "decoder")
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_weights_that_make_no_image_of_the_shape_are_refused_when_read(kind: str, tmp_path: Path) -> None:
+    decoder = quick(kind)
+    missing = {name: tensor for name, tensor in decoder.weights.items() if name != "decode.1.bias"}
+    narrow = {**decoder.weights, "decode.1.weight": decoder.weights["decode.1.weight"][:, 1:]}
+    wild = {**decoder.weights, "decode.0.bias": torch.full_like(decoder.weights["decode.0.bias"], torch.nan)}
+    faults = [
+        (replace(decoder, weights=missing), "KeyError"),
+        (replace(decoder, weights=narrow), "RuntimeError"),
+        (replace(decoder, weights={}), "KeyError"),
+        (replace(decoder, weights=wild), "finite images expected"),
+        (replace(decoder, labels=()), f"a decoder of kind {kind} expected"),
+        (replace(decoder, labels=(11,)), f"a decoder of kind {kind} expected"),
+    ]
+    for at, (wrong, message) in enumerate(faults):
+        wrong.save(tmp_path / f"{at}")
+        with pytest.raises(BadBundleError, match=message):
+            Decoder.load(tmp_path / f"{at}")
+
+
 @pytest.mark.parametrize(
     ("table", "message"),
     [

@@ -55,6 +55,14 @@ def test_an_event_is_there_at_once(ledger: Ledger) -> None:
     assert set(event) == {"time", "event", "client", "detail"}
 
 
+def test_a_flood_of_refusals_stays_small_and_is_counted(ledger: Ledger) -> None:
+    for _ in range(5000):
+        ledger.refused(3, refusal="STALE_SESSION")
+    ledger.refused(None, refusal="UNKNOWN_CLIENT")
+    found = [(event["client"], event["number"]) for event in read_events(ledger.run)]
+    assert found == [(3, n) for n in [*range(1, 101), 128, 256, 512, 1024, 2048, 4096]] + [(None, 1)]
+
+
 def test_events_of_many_threads_are_whole_lines(ledger: Ledger) -> None:
     threads = [
         threading.Thread(target=lambda k=k: [ledger.event("x", who=k, pad="y" * 5000) for _ in range(20)])  # type: ignore[misc]  # k is bound here
