@@ -63,7 +63,8 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
     """Holm's step-down adjustment (Holm 1979, Scand. J. Statist. 6): the family-wise error stays below the level.
 
     Args:
-        p_values: one per test in any order; a None was no test and counts for nothing.
+        p_values: one per test in any order; a None is a test not made yet and counts as one, so that the correction
+            does not get stricter as a family fills.
 
     Returns:
         Adjusted p-values in the same order: the i-th smallest of m times m - i + 1, never below a smaller one's, and
@@ -73,7 +74,7 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
     adjusted: list[float | None] = [None] * len(p_values)
     floor = 0.0
     for place, (p, at) in enumerate(order):
-        floor = max(floor, min(1.0, (len(order) - place) * p))
+        floor = max(floor, min(1.0, (len(p_values) - place) * p))
         adjusted[at] = floor
     return adjusted
 

@@ -20,6 +20,7 @@ from steelyard.report.records import read_metrics
 from steelyard.sweep import HONEST, Cell, absent
 
 Table = Mapping[str, Any]
+REVISION = "revision"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +76,8 @@ class Row:
     bytes: int | None
     run: str
     honest_run: str
+    revision: str
+    honest_revision: str
 
     @property
     def key(self) -> tuple[str, int]:
@@ -131,12 +134,12 @@ def _cell(value: Any) -> Any:
 
 
 def _summary(run: Path) -> dict[str, Any] | None:
-    """A run's summary if it is DONE."""
+    """A run's summary if it is DONE, with the source revision that its manifest names."""
     try:
         manifest = json.loads((run / "manifest.json").read_text(encoding="utf-8"))
         if manifest["status"] != "DONE":
             return None
-        return dict(json.loads((run / "summary.json").read_text(encoding="utf-8")))
+        return {**json.loads((run / "summary.json").read_text(encoding="utf-8")), REVISION: manifest["revision"]}
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -181,6 +184,8 @@ def _rows(cell: Cell, summary: Table, honest: Table, control: Table | None, out:
             bytes=cost["bytes_received"] + cost["bytes_sent"] if cost else None,
             run=cell.run,
             honest_run=cell.honest,
+            revision=summary[REVISION],
+            honest_revision=honest[REVISION],
         )
         for name, results in summary["evaluators"].items()
         for client in cell.watched

@@ -99,10 +99,14 @@ class Results:
         )
 
     def family(self) -> list[Result]:
-        """The contrasts that are corrected together: every attack against honest, and those declared further."""
+        """The contrasts that are corrected together: every attack against honest, and those declared further.
+
+        All that the sweep plans, whether or not its runs are done.
+        """
         attacks = [
-            (point, variant, HONEST, self.sweep.evaluator)
-            for point, variant, _ in self.groups(self.sweep.evaluator, attacks=True)
+            (point_key(cell.point), cell.variant, HONEST, self.sweep.evaluator)
+            for cell in self.sweep.cells
+            if cell.experiment.attack
         ]
         further = [
             (point, contrast.variant, contrast.against, contrast.evaluator or self.sweep.evaluator)
@@ -190,8 +194,12 @@ def _about(results: Results) -> str:
     done = len({(row.key, row.variant) for row in rows})
     planned = sum(cell.variant != HONEST for cell in sweep.cells)
     paired = f"{len(seeds)} paired seed{'s' if len(seeds) > 1 else ''} ({_spans(sorted(seeds))})"
+    revisions = sorted({revision or "unknown" for row in rows for revision in (row.revision, row.honest_revision)})
+    source = (
+        f"Source revision {revisions[0]}" if len(revisions) == 1 else "MIXED source revisions " + ", ".join(revisions)
+    )
     return (
-        f"Base {sweep.config.base}, {paired}, {done} of {planned} variant runs done. {examples}.\n"
+        f"Base {sweep.config.base}, {paired}, {done} of {planned} variant runs done. {examples}. {source}.\n"
         "Differences are attacked minus honest under the same seed; brackets are two-sided 95 % intervals, Student's t "
         "over seeds."
     )

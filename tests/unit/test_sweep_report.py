@@ -71,10 +71,12 @@ def summary_of(cell: Cell) -> dict[str, Any]:
     }
 
 
-def write_run(out: Path, cell: Cell, status: str = "DONE") -> None:
+def write_run(out: Path, cell: Cell, status: str = "DONE", revision: str = "1a2b") -> None:
     run = out / cell.run
     run.mkdir(parents=True)
-    (run / "manifest.json").write_text(json.dumps({"status": status, "experiment": {}}), encoding="utf-8")
+    (run / "manifest.json").write_text(
+        json.dumps({"status": status, "experiment": {}, "revision": revision}), encoding="utf-8"
+    )
     (run / "summary.json").write_text(json.dumps(summary_of(cell)), encoding="utf-8")
     header = "round,accuracy,loss,participants,missing,weights,suspicion,seconds,model_sha256\n"
     rows = "1,0.5,0.5,0 1 2,,0:0.25 1:0.25 2:0.5,,1.0,x\n2,0.5,0.5,0 1 2,,0:0.2 1:0.3 2:0.5,,1.0,x\n"
@@ -174,6 +176,23 @@ def test_the_other_contrasts_are_corrected_together(sweep: Sweep, tmp_path: Path
     # Both t values are sqrt(3) and 3 with 2 degrees of freedom: p = .2254 and .0955, times 1 and 2.
     assert flip[-2:] == ["0.2254", "0.2254"]
     assert against[-2:] == ["0.0955", "0.1909"]
+
+
+def test_the_correction_counts_contrasts_that_are_still_to_come(sweep: Sweep, tmp_path: Path) -> None:
+    for cell in sweep.runs:
+        write_run(tmp_path, cell, "RUNNING" if cell.variant == "latent" else "DONE")
+    results = Results(sweep, read_rows(sweep.cells, tmp_path))
+    assert [(each.variant, each.p is None) for each in results.family()] == [("flip", False), ("latent", True)]
+    assert line_of(markdown(results), "flip - honest")[-2:] == ["0.2254", "0.4508"]
+
+
+def test_runs_of_several_source_revisions_are_told(sweep: Sweep, tmp_path: Path) -> None:
+    for cell in sweep.runs:
+        write_run(tmp_path, cell, revision="3c4d" if (cell.variant, cell.seed) == (HONEST, 8) else "1a2b")
+    results = Results(sweep, read_rows(sweep.cells, tmp_path))
+    assert "MIXED source revisions 1a2b, 3c4d." in markdown(results)
+    same = [row for row in results.rows if row.seed != 8]
+    assert "Source revision 1a2b." in markdown(Results(sweep, same))
 
 
 def test_only_seeds_that_both_have_are_paired(sweep: Sweep, tmp_path: Path) -> None:
