@@ -16,13 +16,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from deploy.decoders import check_decoder
+from deploy.elastic import run_torchrun
 from deploy.environment import THREADS, process_environment
 from deploy.local import run_local
 from deploy.prepare import client_half, prepare, server_half
@@ -32,7 +33,9 @@ from steelyard.errors import RunFailedError, UserError, WaitTimeoutError
 from steelyard.report.html import write_picture, write_report
 from steelyard.report.summary import summarize, write_summary
 
-Launcher = Literal["local", "inline"]
+Launcher = Literal["local", "inline", "torchrun"]
+Conduct = Callable[[Path, Path, Iterable[int], Callable[[], None], Callable[[str], None]], None]
+CONDUCTS: dict[str, Conduct] = {"local": run_local, "torchrun": run_torchrun}
 ROLES = "roles"
 CHECK_TIMEOUT_S = 300.0  # importing torch takes seconds, minutes on a busy machine
 BOUNDARY = "separate processes of one user: an audit hook on opened files is the proof, the system does not enforce it"
@@ -57,6 +60,7 @@ class Options:
     """How to run, which changes no result: where to, by which launcher, and the inline launcher's order of clients.
 
     `checked` says that the roles have validated their halves already, as a sweep has them do once for all its runs.
+    `conduct` runs prepared roles in the launcher's place, as `run_local` does.
     """
 
     out: Path
@@ -64,6 +68,7 @@ class Options:
     order: tuple[int, ...] = ()
     force: bool = False
     checked: bool = False
+    conduct: Conduct | None = None
 
 
 def run_experiment(experiment: Experiment, options: Options, view: View) -> Path:
@@ -203,8 +208,8 @@ def _run_one(experiment: Experiment, run: Path, honest: Path | None, options: Op
 
 def _launch(experiment: Experiment, run: Path, options: Options, view: View) -> None:
     roles = run / ROLES
-    if options.launcher == "local":
-        run_local(roles, run, experiment.clients.present, view.poll, view.say)
+    if conduct := options.conduct or CONDUCTS.get(options.launcher):
+        conduct(roles, run, experiment.clients.present, view.poll, view.say)
         return
     command = [sys.executable, "-m", "deploy.inline", str(roles), "--run", str(run)]
     if options.order:

@@ -28,6 +28,10 @@ POLL_S = 0.2
 MISTAKE = 2  # the exit code of the user's mistake
 
 
+class ServerKilledError(RunFailedError):
+    """A signal ended the server: nothing speaks against going on from the recordings."""
+
+
 @dataclass
 class Process:
     """One role's process."""
@@ -64,13 +68,32 @@ def run_local(
         UserError: the server could not start for a reason that the user can mend.
         RunFailedError: the server ended without finishing; the message is its reason.
     """
+
+    def start_clients(address: str) -> Iterator[Process]:
+        for client in clients:
+            yield _start("client", client_folder(roles, client), ["--server", address], None)
+
+    run_server(roles, run, start_clients, poll, say)
+
+
+def run_server(
+    roles: Path,
+    run: Path,
+    invite: Callable[[str], Iterable[Process]],
+    poll: Callable[[], None],
+    say: Callable[[str], None],
+) -> None:
+    """Run a prepared experiment's server to its end, with the clients that `invite` starts once it listens.
+
+    Args and errors as for `run_local`, but for `invite`: it is handed the server's HOST:PORT; the processes that it
+    yields are followed and ended here, and there are none if others start the clients.
+    """
     processes: list[Process] = []
     try:
         server = _start("server", server_folder(roles), ["--run", str(run)], subprocess.PIPE)
         processes.append(server)
-        address = _await_address(server)
-        for client in clients:  # one by one, so that those started are ended if the next can't start
-            processes += [_start("client", client_folder(roles, client), ["--server", address], None)]
+        for client in invite(_await_address(server)):  # one by one, to end those started if the next can't start
+            processes.append(client)  # noqa: PERF402 - not at once, see above
         _follow(server, processes[1:], poll, say)
         _await_end(processes[1:])
     finally:
@@ -132,7 +155,9 @@ def _failure(server: Process) -> UserError | RunFailedError:
     if server.code == MISTAKE:
         return UserError(words)
     if server.code is not None and server.code < 0:
-        return RunFailedError(f"the server was ended by {signal.Signals(-server.code).name}; resume the run to go on")
+        return ServerKilledError(
+            f"the server was ended by {signal.Signals(-server.code).name}; resume the run to go on"
+        )
     return RunFailedError(words)
 
 

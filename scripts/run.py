@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--out", type=Path, default=Path("runs"), help="where run directories go (default: runs)")
     parser.add_argument(
-        "--launcher", choices=("local", "inline"), default="local", help="how the processes are started"
+        "--launcher", choices=("local", "inline", "torchrun"), default="local", help="how the processes are started"
     )
     parser.add_argument("--order", default="", help="inline only: the order in which clients work, e.g. 2,0,1")
     parser.add_argument("--resume", type=Path, metavar="RUN", help="go on with an interrupted run directory")

@@ -1,0 +1,100 @@
+"""Experiments as torchrun jobs: one rank per role, restarted as a group, with the scores of any other launcher."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from deploy.elastic import failure
+from deploy.torchrun import rank_environment
+from steelyard.errors import RunFailedError, UserError
+
+pytestmark = pytest.mark.timeout(400)  # several waits, each bounded, on a loaded machine
+
+JOB = ("-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1", "--max-restarts", "1")
+ALONE = ("--set", "attack.compare_honest=false")
+
+
+def rank_of(folder: Path) -> int:
+    """The process that is the client of a role folder: the one that holds its log open; 0 when there is none yet."""
+    for entry in Path("/proc").iterdir():
+        try:
+            words = (entry / "cmdline").read_text(encoding="utf-8").split("\0") if entry.name.isdigit() else []
+            if "deploy.torchrun" in words and (entry / "fd/1").readlink() == folder / "log.txt":
+                return int(entry.name)
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+    return 0
+
+
+def test_a_group_restarts_when_a_rank_is_killed_and_its_scores_are_those_of_any_run(
+    undisturbed: Any, shell: Any
+) -> None:
+    options = ("--out", str(shell.out), *ALONE)
+    job = shell.python(*JOB, "--nproc-per-node", "4", "-m", "deploy.torchrun", shell.experiment, *options)
+    look = shell.look(shell.the_run())
+    shell.wait_until(lambda: look.events("fetched", client=1), "the first model of client 1")
+    victim = rank_of(look.run / "roles" / "client-1")
+    os.kill(victim, signal.SIGSTOP)
+    shell.wait_until(
+        lambda: {e["client"] for e in look.events("received", round=len(look.events("round_opened")))} == {0, 2},
+        "a round that waits for client 1 alone",
+    )
+    number = len(look.events("round_opened"))
+    os.kill(victim, signal.SIGKILL)
+    code, said, _ = shell.finish(job)
+    assert (code, f"{look.run} is done\n" in said) == (0, True)
+    assert (look.scores, look.models) == (undisturbed.scores, undisturbed.models)
+    assert len(look.events("server_started")) == 2, "the group started twice"
+    assert len(look.events("received", round=number)) == 3, "what had arrived was not sent again"
+    assert not shell.runs(victim)
+
+
+@pytest.mark.slow
+def test_the_command_runs_both_twins_as_jobs(undisturbed: Any, shell: Any) -> None:
+    run = shell.run("--launcher", "torchrun")
+    for each, other in ((run, undisturbed.run), (run / "honest", undisturbed.run / "honest")):
+        assert shell.look(each).scores == shell.look(other).scores
+        assert json.loads((each / "manifest.json").read_text(encoding="utf-8"))["launcher"] == "torchrun"
+
+
+def test_too_few_ranks_are_a_mistake_told_in_one_line_and_tried_once(shell: Any) -> None:
+    job = shell.python(
+        *JOB, "--nproc-per-node", "2", "-m", "deploy.torchrun", shell.experiment, "--out", str(shell.out)
+    )
+    code, _, err = shell.finish(job)
+    assert code == 1
+    words = "4 ranks expected, the server and 3 clients, torchrun started 2; raise --nproc-per-node or --nnodes"
+    assert f"steelyard: {words}\n" in err
+    assert isinstance(failure(err, shell.out), UserError)
+    assert not list(shell.out.glob("*/manifest.json"))
+
+
+def test_a_job_that_ends_without_a_word_of_ours_can_be_resumed() -> None:
+    error = failure("Signal 9 (SIGKILL) received by PID 7", Path("torchrun.txt"))
+    assert isinstance(error, RunFailedError)
+    assert "resume the run to go on" in str(error)
+
+
+def test_a_rank_without_torchrun_says_what_it_needs(shell: Any) -> None:
+    code, _, err = shell.finish(shell.python("-m", "deploy.torchrun", shell.experiment, env={"RANK": ""}))
+    assert (code, err.count("\n")) == (2, 1)
+    assert "a start by torchrun expected" in err
+
+
+def test_a_rank_inherits_nothing_but_its_place_and_its_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "DNNL_VERBOSE"):
+        monkeypatch.setenv(name, "7")
+    job = {"WORLD_SIZE": "4", "LOCAL_RANK": "3", "MASTER_ADDR": "here", "MASTER_PORT": "1", "OTHER": "x"}
+    gpus = {"CUDA_VISIBLE_DEVICES": "4,5"}
+    client, server = (rank_environment({**job, **gpus, "RANK": rank}) for rank in ("3", "0"))
+    assert (client["OMP_NUM_THREADS"], client["MKL_NUM_THREADS"], client["RANK"]) == ("1", "1", "3")
+    assert not {"DNNL_VERBOSE", "OTHER"} & client.keys()
+    assert client["CUDA_VISIBLE_DEVICES"] == "5", "ranks take the GPUs of their node in turn"
+    assert server["CUDA_VISIBLE_DEVICES"] == "4,5", "the server spreads coalitions over all"
+    assert "CUDA_VISIBLE_DEVICES" not in rank_environment({**job, "RANK": "1"})
