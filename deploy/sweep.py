@@ -83,6 +83,21 @@ def unfinished(cells: Sequence[Cell], out: Path) -> list[Cell]:
     return [cell for cell in cells if status(out / cell.run) != "DONE"]
 
 
+def share(cells: Sequence[Cell], part: int, parts: int) -> list[Cell]:
+    """The cells of one of several hosts or jobs that share a sweep; they need not know of each other.
+
+    Cells that are compared with the same honest run go to the same one: two launchers must not make one twin at once.
+
+    Args:
+        cells: the runs of the sweep, in its order.
+        part: which share, from 1.
+        parts: how many there are.
+    """
+    twins = dict.fromkeys(cell.honest for cell in cells)
+    mine = set(list(twins)[part - 1 :: parts])
+    return [cell for cell in cells if cell.honest in mine]
+
+
 def run_cells(cells: Sequence[Cell], options: Options, jobs: int, told: Callable[[Outcome], None]) -> list[Outcome]:
     """Run cells, `jobs` at once; a cell that fails is told, and the others go on.
 

@@ -18,6 +18,7 @@ import secrets
 import signal
 import sys
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
@@ -32,6 +33,7 @@ from steelyard.errors import SteelyardError, UserError
 from steelyard.process import LAUNCHER, exit_with_launcher, run_main
 
 TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+RANK0 = "rank0"
 GPUS = "CUDA_VISIBLE_DEVICES"
 
 
@@ -62,14 +64,18 @@ def main() -> int:
     parser.add_argument(  # torchrun takes --run for an abbreviation of one of its own options
         "--into", type=Path, metavar="RUN", help="with --roles: the run directory (default: DIR/server/run)"
     )
+    parser.add_argument("--count", action="store_true", help="print how many ranks the experiment takes, and no more")
     parser.add_argument("--after", default="", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    if (arguments.experiment is None) == (arguments.roles is None):
+        raise UserError("either an experiment file or --roles DIR expected")
+    if arguments.count:
+        print(1 + len(_clients(arguments)))
+        return 0
     if missing := [name for name in TORCHRUN if name not in os.environ]:
         raise UserError(
             f"a start by torchrun expected, which sets {missing[0]}: torchrun OPTIONS -m deploy.torchrun ..."
         )
-    if (arguments.experiment is None) == (arguments.roles is None):
-        raise UserError("either an experiment file or --roles DIR expected")
     _become_a_process_of_the_run()
     exit_with_launcher()
     rank = int(os.environ["RANK"])
@@ -116,8 +122,7 @@ def _lead(arguments: argparse.Namespace) -> int:
     try:
         if arguments.roles:
             run = arguments.into or server_folder(arguments.roles) / "run"
-            half: ServerHalf = load_half(ServerHalf, server_folder(arguments.roles) / "half.json")
-            _conduct(board, arguments.roles, run, [entry.client for entry in half.roster], lambda: None)
+            _conduct(board, arguments.roles, run, _clients(arguments), lambda: None)
         else:
             run = _run_experiment(board, arguments)
     except ServerKilledError:
@@ -130,8 +135,26 @@ def _lead(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _run_experiment(board: Board, arguments: argparse.Namespace) -> Path:
+def _clients(arguments: argparse.Namespace) -> list[int]:
+    """The clients that take part, in order."""
+    if arguments.roles:
+        half: ServerHalf = load_half(ServerHalf, server_folder(arguments.roles) / "half.json")
+        return [entry.client for entry in half.roster]
+    return list(load_experiment(arguments.experiment, arguments.overrides).clients.present)
+
+
+def experiment_of(arguments: argparse.Namespace) -> Experiment:
+    """The experiment of a command line; the host `rank0` in its address is rank 0's own, as torchrun names it."""
     experiment = load_experiment(arguments.experiment, arguments.overrides)
+    host, _, port = experiment.transport.address.rpartition(":")
+    if host != RANK0:
+        return experiment
+    transport = replace(experiment.transport, address=f"{os.environ['MASTER_ADDR']}:{port}")
+    return replace(experiment, transport=transport)
+
+
+def _run_experiment(board: Board, arguments: argparse.Namespace) -> Path:
+    experiment = experiment_of(arguments)
 
     def conduct(
         roles: Path, run: Path, clients: Iterable[int], poll: Callable[[], None], _say: Callable[[str], None]

@@ -14,7 +14,7 @@ from pathlib import Path
 from rich.console import Console
 
 from deploy.launch import Options, check_roles
-from deploy.sweep import Outcome, run_cells, unfinished
+from deploy.sweep import Outcome, run_cells, share, unfinished
 from scripts.progress import command_name
 from steelyard.errors import UserError
 from steelyard.report.sweep_files import FILES, write_sweep
@@ -27,19 +27,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, default=Path("runs"), help="where run directories go (default: runs)")
     parser.add_argument("--jobs", type=int, help="runs side by side (default: the sweep file's, else one per core)")
     parser.add_argument("--launcher", choices=("local", "inline"), help="how runs are started (default: the file's)")
+    parser.add_argument("--part", metavar="I/N", help="run the I-th of N shares only, and leave the tables to another")
     parser.add_argument("--table-only", action="store_true", help="run nothing; tabulate what is done")
 
 
 def act(arguments: argparse.Namespace) -> int:
     """Run the sweep; returns the exit code."""
     sweep = load_sweep(arguments.sweep)
+    part = _part(arguments)
     failed: list[Outcome] = []
     if not arguments.table_only:
         try:
-            failed = _run(sweep, arguments)
+            failed = _run(sweep, arguments, part)
         except KeyboardInterrupt:
             sys.stderr.write(f"\nsteelyard: interrupted; every process was ended. To go on: {_again(arguments)}\n")
             return 130
+    if part is not None:  # others may be writing; whoever comes last tabulates
+        return _tell(failed, len(sweep.runs))
     try:
         text = write_sweep(sweep, arguments.out)
     except UserError:
@@ -49,28 +53,45 @@ def act(arguments: argparse.Namespace) -> int:
     console = Console(highlight=False, markup=False, soft_wrap=True)
     console.print(f"\n{text}")
     console.print(f"files   {arguments.out / 'sweeps' / sweep.config.name}/  {', '.join(FILES)}")
+    return _tell(failed, len(sweep.runs))
+
+
+def _tell(failed: list[Outcome], runs: int) -> int:
+    """Say what failed; returns the exit code."""
     if failed:
         names = "; ".join(f"{outcome.cell.title}: {outcome.reason}" for outcome in failed)
-        sys.stderr.write(f"steelyard: {len(failed)} of {len(sweep.runs)} runs failed: {names}\n")
+        sys.stderr.write(f"steelyard: {len(failed)} of {runs} runs failed: {names}\n")
     return 1 if failed else 0
+
+
+def _part(arguments: argparse.Namespace) -> tuple[int, int] | None:
+    """Which share of how many; None: the whole sweep."""
+    if arguments.part is None:
+        return None
+    part, _, parts = arguments.part.partition("/")
+    if not (part.isdecimal() and parts.isdecimal() and 1 <= int(part) <= int(parts)) or arguments.table_only:
+        raise UserError(f"--part: I/N with 1 <= I <= N expected, without --table-only, got {arguments.part!r}")
+    return int(part), int(parts)
 
 
 def _again(arguments: argparse.Namespace) -> str:
     """The command line that continues the sweep as it was started."""
     options = {"--out": arguments.out, "--jobs": arguments.jobs, "--launcher": arguments.launcher}
+    options |= {"--part": arguments.part}
     given = [str(word) for pair in options.items() if pair[1] is not None for word in pair]
     return shlex.join([command_name(), "sweep", str(arguments.sweep), *given])
 
 
-def _run(sweep: Sweep, arguments: argparse.Namespace) -> list[Outcome]:
+def _run(sweep: Sweep, arguments: argparse.Namespace, part: tuple[int, int] | None) -> list[Outcome]:
     launcher = arguments.launcher or sweep.config.launcher
     jobs = (sweep.config.jobs if arguments.jobs is None else arguments.jobs) or os.cpu_count() or 1
     if jobs < 0:
         raise UserError(f"--jobs: a positive number expected, got {jobs}")
     if launcher != "inline" and any(cell.experiment.transport.tensors == "memory" for cell in sweep.cells):
         raise UserError('transport.tensors = "memory" lives in one process; set launcher = "inline"')
-    cells = unfinished(sweep.runs, arguments.out)
-    view = Lines(sweep, arguments.out, len(cells), jobs)
+    mine = share(sweep.runs, *part) if part else list(sweep.runs)
+    cells = unfinished(mine, arguments.out)
+    view = Lines(sweep, arguments.out, (len(cells), len(mine)), jobs)
     view.begin()
     check_roles(*(cell.experiment for cell in cells))
     view.start()
@@ -82,17 +103,18 @@ def _run(sweep: Sweep, arguments: argparse.Namespace) -> list[Outcome]:
 class Lines:
     """One line for every run that ended, and when the sweep will."""
 
-    def __init__(self, sweep: Sweep, out: Path, cells: int, jobs: int) -> None:
+    def __init__(self, sweep: Sweep, out: Path, cells: tuple[int, int], jobs: int) -> None:
         self._console = Console(highlight=False, markup=False, soft_wrap=True)
-        self._sweep, self._out, self._cells, self._jobs = sweep, out, cells, jobs
+        self._sweep, self._out, self._jobs = sweep, out, jobs
+        self._cells, self._mine = cells  # those to run, of all those that are this command's
         self._ended = 0
         self.start()
 
     def begin(self) -> None:
         """Announce the sweep."""
-        done = len(self._sweep.runs) - self._cells
+        share = "" if self._mine == len(self._sweep.runs) else f" of {len(self._sweep.runs)}"
         self._console.print(
-            f"{self._sweep.config.name}: {len(self._sweep.runs)} runs, {done} of them done already, "
+            f"{self._sweep.config.name}: {self._mine}{share} runs, {self._mine - self._cells} of them done already, "
             f"{self._jobs} at once, in {self._out}/"
         )
 

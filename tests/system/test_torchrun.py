@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import signal
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 
 from deploy.elastic import failure
-from deploy.torchrun import rank_environment
+from deploy.torchrun import experiment_of, rank_environment
 from steelyard.errors import RunFailedError, UserError
 
 pytestmark = pytest.mark.timeout(400)  # several waits, each bounded, on a loaded machine
@@ -85,6 +86,17 @@ def test_a_rank_without_torchrun_says_what_it_needs(shell: Any) -> None:
     code, _, err = shell.finish(shell.python("-m", "deploy.torchrun", shell.experiment, env={"RANK": ""}))
     assert (code, err.count("\n")) == (2, 1)
     assert "a start by torchrun expected" in err
+
+
+def test_ranks_are_counted_and_rank_0_goes_by_torchruns_name_for_its_host(
+    shell: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    count = ("-m", "deploy.torchrun", "--count", shell.experiment, "--set", "clients.absent=[1]")
+    assert shell.finish(shell.python(*count))[:2] == (0, "3\n")
+    monkeypatch.setenv("MASTER_ADDR", "10.0.0.7")
+    for given, used in (("rank0:4711", "10.0.0.7:4711"), ("127.0.0.1:0", "127.0.0.1:0")):
+        settings = argparse.Namespace(experiment=Path(shell.experiment), overrides=[f"transport.address={given}"])
+        assert experiment_of(settings).transport.address == used
 
 
 def test_a_rank_inherits_nothing_but_its_place_and_its_gpus(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from deploy.sweep import share
 from steelyard.errors import UserError
 from steelyard.parsing import parse
 from steelyard.sweep import HONEST, Sweep, SweepConfig, apply, load_sweep, resolve
@@ -39,6 +40,16 @@ def test_every_variant_runs_under_every_seed_behind_one_twin() -> None:
     twins = {cell.run for cell in sweep.cells if cell.variant == HONEST}
     assert {cell.honest for cell in sweep.cells} == twins
     assert len(twins) == 3
+
+
+@pytest.mark.parametrize("parts", [1, 2, 3, 5])
+def test_shares_of_a_sweep_are_all_of_it_and_no_twin_is_in_two(parts: int) -> None:
+    sweep = made(grid={"seed": "1000..1002"})
+    shares = [share(sweep.runs, part, parts) for part in range(1, parts + 1)]
+    assert sorted(cell.run for cells in shares for cell in cells) == sorted(cell.run for cell in sweep.runs)
+    twins = [{cell.honest for cell in cells} for cells in shares]
+    assert sum(map(len, twins)) == len(set.union(*twins)) == 3
+    assert sorted(map(len, shares)) == {1: [9], 2: [3, 6], 3: [3, 3, 3], 5: [0, 0, 3, 3, 3]}[parts]
 
 
 def test_names_of_run_directories_are_those_of_single_runs() -> None:
