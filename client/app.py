@@ -30,7 +30,7 @@ from steelyard.errors import RefusedError, RunFailedError, UserError
 from steelyard.models import FlatModel
 from steelyard.transport.base import TensorPlane
 from steelyard.transport.endpoint import dial
-from steelyard.transport.grpc_plane import GrpcClientPlane
+from steelyard.transport.factory import client_plane
 from steelyard.wire import pb
 
 log = logging.getLogger("client")
@@ -46,7 +46,7 @@ class Client:
     Args:
         folder: the role folder: half.json, data.safetensors, token or certificates; `state/` is made inside.
         address: the server's HOST:PORT; None: the configured one.
-        make_plane: makes the tensor plane over a channel; None: the gRPC plane.
+        make_plane: makes the tensor plane over a channel; None: the configured one.
         turn: entered around the work of a round (number) and its submission; a launcher may run clients in order by it.
     """
 
@@ -66,9 +66,7 @@ class Client:
         transport = self.half.transport
         self._tls = ClientTls.load(folder / "certificates") if transport.certificates else None
         self._metadata = () if self._tls else (("steelyard-token", _token(folder)),)
-        self._make_plane = make_plane or (
-            lambda channel: GrpcClientPlane(channel, self._metadata, transport.chunk_bytes, transport.timeout_s)
-        )
+        self._make_plane = make_plane or (lambda channel: client_plane(transport, channel, self._metadata))
         self._attack = _attack(self.half, folder)
         self._refused = 0  # the last round whose update was refused for good, whatever session it was sent in
 

@@ -25,6 +25,7 @@ class Refusal(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     NOT_FINITE: _ClassVar[Refusal]
     BAD_TRANSFER: _ClassVar[Refusal]
     NEGATIVE_VARIANCE: _ClassVar[Refusal]
+    STALE_PAIR: _ClassVar[Refusal]
 
 class Phase(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -50,6 +51,7 @@ BAD_LAYOUT: Refusal
 NOT_FINITE: Refusal
 BAD_TRANSFER: Refusal
 NEGATIVE_VARIANCE: Refusal
+STALE_PAIR: Refusal
 PHASE_UNSPECIFIED: Phase
 WAITING: Phase
 OPEN: Phase
@@ -206,3 +208,69 @@ class LeaveRequest(_message.Message):
 class LeaveReply(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
+
+class PairRequest(_message.Message):
+    __slots__ = ("backend", "device")
+    BACKEND_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_FIELD_NUMBER: _ClassVar[int]
+    backend: str
+    device: str
+    def __init__(self, backend: _Optional[str] = ..., device: _Optional[str] = ...) -> None: ...
+
+class PairReply(_message.Message):
+    __slots__ = ("epoch",)
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    epoch: int
+    def __init__(self, epoch: _Optional[int] = ...) -> None: ...
+
+class PutRequest(_message.Message):
+    __slots__ = ("epoch", "key", "value")
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    VALUE_FIELD_NUMBER: _ClassVar[int]
+    epoch: int
+    key: str
+    value: bytes
+    def __init__(self, epoch: _Optional[int] = ..., key: _Optional[str] = ..., value: _Optional[bytes] = ...) -> None: ...
+
+class PutReply(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class GetRequest(_message.Message):
+    __slots__ = ("epoch", "key", "wait_s")
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    WAIT_S_FIELD_NUMBER: _ClassVar[int]
+    epoch: int
+    key: str
+    wait_s: float
+    def __init__(self, epoch: _Optional[int] = ..., key: _Optional[str] = ..., wait_s: _Optional[float] = ...) -> None: ...
+
+class GetReply(_message.Message):
+    __slots__ = ("found", "value")
+    FOUND_FIELD_NUMBER: _ClassVar[int]
+    VALUE_FIELD_NUMBER: _ClassVar[int]
+    found: bool
+    value: bytes
+    def __init__(self, found: _Optional[bool] = ..., value: _Optional[bytes] = ...) -> None: ...
+
+class MoveRequest(_message.Message):
+    __slots__ = ("epoch", "transfer", "to_server", "nbytes", "chunk_bytes")
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    TRANSFER_FIELD_NUMBER: _ClassVar[int]
+    TO_SERVER_FIELD_NUMBER: _ClassVar[int]
+    NBYTES_FIELD_NUMBER: _ClassVar[int]
+    CHUNK_BYTES_FIELD_NUMBER: _ClassVar[int]
+    epoch: int
+    transfer: str
+    to_server: bool
+    nbytes: int
+    chunk_bytes: int
+    def __init__(self, epoch: _Optional[int] = ..., transfer: _Optional[str] = ..., to_server: _Optional[bool] = ..., nbytes: _Optional[int] = ..., chunk_bytes: _Optional[int] = ...) -> None: ...
+
+class MoveReply(_message.Message):
+    __slots__ = ("nbytes",)
+    NBYTES_FIELD_NUMBER: _ClassVar[int]
+    nbytes: int
+    def __init__(self, nbytes: _Optional[int] = ...) -> None: ...

@@ -360,3 +360,215 @@ class Federation:
             timeout,
             metadata,
             _registered_method=True)
+
+
+class PairsStub:
+    """The collective tensor plane's part of the control plane. The server scopes every request to the caller's own pair; a
+    refusal travels as the call's status.
+    """
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.Pair = channel.unary_unary(
+                '/steelyard.v1.Pairs/Pair',
+                request_serializer=protos_dot_federation__pb2.PairRequest.SerializeToString,
+                response_deserializer=protos_dot_federation__pb2.PairReply.FromString,
+                _registered_method=True)
+        self.Put = channel.unary_unary(
+                '/steelyard.v1.Pairs/Put',
+                request_serializer=protos_dot_federation__pb2.PutRequest.SerializeToString,
+                response_deserializer=protos_dot_federation__pb2.PutReply.FromString,
+                _registered_method=True)
+        self.Get = channel.unary_unary(
+                '/steelyard.v1.Pairs/Get',
+                request_serializer=protos_dot_federation__pb2.GetRequest.SerializeToString,
+                response_deserializer=protos_dot_federation__pb2.GetReply.FromString,
+                _registered_method=True)
+        self.Move = channel.unary_stream(
+                '/steelyard.v1.Pairs/Move',
+                request_serializer=protos_dot_federation__pb2.MoveRequest.SerializeToString,
+                response_deserializer=protos_dot_federation__pb2.MoveReply.FromString,
+                _registered_method=True)
+
+
+class PairsServicer:
+    """The collective tensor plane's part of the control plane. The server scopes every request to the caller's own pair; a
+    refusal travels as the call's status.
+    """
+
+    def Pair(self, request, context):
+        """Retires the caller's pair, if there is one, and begins to make another one under the next epoch.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Put(self, request, context):
+        """Writes what the server's end of the pair needs to reach the client's.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Get(self, request, context):
+        """Reads what the server's end wrote; waits for it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Move(self, request, context):
+        """Runs one announced transfer over the pair: the first reply means that the server takes part now, the stream's end
+        that it is done, and verified where the server receives.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_PairsServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'Pair': grpc.unary_unary_rpc_method_handler(
+                    servicer.Pair,
+                    request_deserializer=protos_dot_federation__pb2.PairRequest.FromString,
+                    response_serializer=protos_dot_federation__pb2.PairReply.SerializeToString,
+            ),
+            'Put': grpc.unary_unary_rpc_method_handler(
+                    servicer.Put,
+                    request_deserializer=protos_dot_federation__pb2.PutRequest.FromString,
+                    response_serializer=protos_dot_federation__pb2.PutReply.SerializeToString,
+            ),
+            'Get': grpc.unary_unary_rpc_method_handler(
+                    servicer.Get,
+                    request_deserializer=protos_dot_federation__pb2.GetRequest.FromString,
+                    response_serializer=protos_dot_federation__pb2.GetReply.SerializeToString,
+            ),
+            'Move': grpc.unary_stream_rpc_method_handler(
+                    servicer.Move,
+                    request_deserializer=protos_dot_federation__pb2.MoveRequest.FromString,
+                    response_serializer=protos_dot_federation__pb2.MoveReply.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'steelyard.v1.Pairs', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+    server.add_registered_method_handlers('steelyard.v1.Pairs', rpc_method_handlers)
+
+
+ # This class is part of an EXPERIMENTAL API.
+class Pairs:
+    """The collective tensor plane's part of the control plane. The server scopes every request to the caller's own pair; a
+    refusal travels as the call's status.
+    """
+
+    @staticmethod
+    def Pair(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/steelyard.v1.Pairs/Pair',
+            protos_dot_federation__pb2.PairRequest.SerializeToString,
+            protos_dot_federation__pb2.PairReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Put(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/steelyard.v1.Pairs/Put',
+            protos_dot_federation__pb2.PutRequest.SerializeToString,
+            protos_dot_federation__pb2.PutReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Get(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/steelyard.v1.Pairs/Get',
+            protos_dot_federation__pb2.GetRequest.SerializeToString,
+            protos_dot_federation__pb2.GetReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Move(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/steelyard.v1.Pairs/Move',
+            protos_dot_federation__pb2.MoveRequest.SerializeToString,
+            protos_dot_federation__pb2.MoveReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)

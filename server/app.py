@@ -24,7 +24,7 @@ from steelyard.recording import Recordings
 from steelyard.scoring.evaluators import make_evaluators
 from steelyard.transport.base import TensorPlane
 from steelyard.transport.endpoint import bind, server_options
-from steelyard.transport.grpc_plane import GrpcServerPlane
+from steelyard.transport.factory import add_server_plane
 
 FAREWELL_S = 5.0  # how long a finished server waits for its clients to leave
 
@@ -47,7 +47,7 @@ def serve(
         folder: the server's role folder, as `steelyard prepare` wrote it.
         run: the run directory; one that holds an unfinished run is continued.
         announce: called with the bound HOST:PORT once clients may dial it.
-        make_plane: makes the tensor plane from the hook for arriving bytes; None: the gRPC plane.
+        make_plane: makes the tensor plane from the hook for arriving bytes; None: the configured one.
 
     Raises:
         UserError: the configuration or the address can't be used.
@@ -77,9 +77,7 @@ def _serve(
     workers = ThreadPoolExecutor(4 * len(roster.clients) + 8, thread_name_prefix="grpc")
     server = grpc.server(workers, options=server_options())
     if make_plane is None:
-        plane = GrpcServerPlane(roster.identify, half.transport.chunk_bytes, coordinator.bytes_arrived)
-        server.add_generic_rpc_handlers((plane.handler(),))
-        coordinator.attach(plane)
+        coordinator.attach(add_server_plane(server, half.transport, roster.identify, coordinator.bytes_arrived))
     else:
         coordinator.attach(make_plane(coordinator.bytes_arrived))
     FederationService(coordinator, roster, half.transport.timeout_s).add_to(server)

@@ -18,6 +18,7 @@ from typing import Any, Literal
 from steelyard.errors import UserError
 from steelyard.parsing import NonNegative, NonNegativeFloat, Positive, PositiveFloat, parse
 from steelyard.participation import Stay, check_rounds, check_schedule, stays
+from steelyard.transport.settings import TransportConfig, check_transport
 
 LAUNCHERS_KEYS = ("clients", "compare_honest", "knowledge", "collude")  # of [attack]; the rest is the attack's own
 MAX_NAME = 100  # with a hash behind it, still a file name everywhere
@@ -120,21 +121,6 @@ class ProtocolConfig:
     join_timeout_s: PositiveFloat = 120.0
     lease_s: PositiveFloat = 10.0
     max_void_rounds: NonNegative = 2
-
-
-@dataclass(frozen=True, kw_only=True)
-class TransportConfig:
-    """How bytes move. Nothing here may change a result, so none of it is part of the experiment's hash.
-
-    `address` is HOST:PORT (port 0: any free one); beyond loopback `certificates`, a folder that `steelyard certs`
-    wrote, is required. `timeout_s` bounds every transfer and every wait for a silent peer.
-    """
-
-    address: str = "127.0.0.1:0"
-    tensors: Literal["grpc", "memory"] = "grpc"
-    chunk_bytes: Positive = 2**20
-    timeout_s: PositiveFloat = 60.0
-    certificates: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -370,6 +356,7 @@ def _cross_check(experiment: Experiment, where: str) -> None:
     names = [table.get("name") for table in experiment.evaluators]
     if not all(isinstance(name, str) and name for name in names) or len(set(names)) != len(names):
         raise UserError(f"{where} [[evaluators]]: each needs a `name` of its own, got {', '.join(map(repr, names))}")
+    check_transport(experiment.transport, f"{where} [transport]")
     if experiment.attack:
         _check_attack(experiment, f"{where} [attack]")
 

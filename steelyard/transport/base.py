@@ -89,9 +89,21 @@ class Sink:
         """
         end = self.received + len(chunk)
         if end > len(self._into):
-            raise BadBundleError("TOO_LARGE", f"{len(self._into)} bytes announced, at least {end} sent")
+            raise size_fault(len(self._into), end)
         self._into[self.received : end] = chunk
         self._hash.update(chunk)
+        self.received = end
+
+    @property
+    def memory(self) -> memoryview:
+        """All of the memory, for a plane that has the bytes put there without our help; it tells `landed`."""
+        return self._into
+
+    def landed(self, count: int) -> None:
+        """Take note that the next bytes are in their place already."""
+        end = self.received + count
+        assert end <= len(self._into)
+        self._hash.update(self._into[self.received : end])
         self.received = end
 
     def finish(self) -> None:
@@ -101,11 +113,18 @@ class Sink:
             BadBundleError: TRUNCATED or BAD_DIGEST.
         """
         if self.received < len(self._into):
-            raise BadBundleError("TRUNCATED", f"{len(self._into)} bytes announced, {self.received} sent")
+            raise size_fault(len(self._into), self.received)
         if self._hash.hexdigest() != self._manifest.sha256:
             raise BadBundleError(
                 "BAD_DIGEST", f"SHA-256 {self._manifest.sha256} announced, the bytes have {self._hash.hexdigest()}"
             )
+
+
+def size_fault(announced: int, sent: int) -> BadBundleError:
+    """The refusal of another number of bytes than was announced; of too many, `sent` counts those seen so far."""
+    if sent > announced:
+        return BadBundleError("TOO_LARGE", f"{announced} bytes announced, at least {sent} sent")
+    return BadBundleError("TRUNCATED", f"{announced} bytes announced, {sent} sent")
 
 
 def chunks(source: memoryview, chunk_bytes: int) -> Iterator[memoryview]:

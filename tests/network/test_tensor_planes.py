@@ -19,9 +19,12 @@ import pytest
 from steelyard.bundle import BundleFile, Manifest, TensorSpec, digest, raw, read_arrays, specs_of
 from steelyard.errors import RefusedError
 from steelyard.transport.base import SERVER, TensorPlane, Transfer
+from steelyard.transport.collective_client import CollectiveClientPlane
+from steelyard.transport.collective_server import CollectiveServerPlane
 from steelyard.transport.endpoint import bind, dial, server_options
 from steelyard.transport.grpc_plane import GrpcClientPlane, GrpcServerPlane
 from steelyard.transport.memory import MemoryHub
+from steelyard.transport.settings import TransportConfig
 
 WAIT_S = 30
 CLIENTS = 4
@@ -46,14 +49,15 @@ def memory_world() -> Iterator[World]:
     server.close()
 
 
+def authenticate(context: grpc.ServicerContext) -> int:
+    token = dict(context.invocation_metadata()).get("steelyard-token", "")
+    if not str(token).startswith("token-"):
+        raise RefusedError("UNKNOWN_CLIENT", "no client has this token")
+    return int(str(token).removeprefix("token-"))
+
+
 @contextmanager
 def grpc_world() -> Iterator[World]:
-    def authenticate(context: grpc.ServicerContext) -> int:
-        token = dict(context.invocation_metadata()).get("steelyard-token", "")
-        if not str(token).startswith("token-"):
-            raise RefusedError("UNKNOWN_CLIENT", "no client has this token")
-        return int(str(token).removeprefix("token-"))
-
     arrived: list[tuple[int, int]] = []
     plane = GrpcServerPlane(authenticate, CHUNK, lambda peer, count: arrived.append((peer, count)))
     with ExitStack() as stack:
@@ -73,7 +77,30 @@ def grpc_world() -> Iterator[World]:
         yield World(plane, client, arrived)
 
 
-WORLDS = {"memory": memory_world, "grpc": grpc_world}
+@contextmanager
+def gloo_world() -> Iterator[World]:
+    transport = TransportConfig(tensors="gloo", trusted_peers=True, timeout_s=WAIT_S)
+    arrived: list[tuple[int, int]] = []
+    plane = CollectiveServerPlane(transport, authenticate, lambda peer, count: arrived.append((peer, count)))
+    with ExitStack() as stack:
+        pool = stack.enter_context(ThreadPoolExecutor(16))
+        server = grpc.server(pool, options=server_options())
+        plane.add_to(server)
+        address = bind(server, "127.0.0.1:0", None)
+        server.start()
+        stack.callback(lambda: server.stop(None).wait(WAIT_S))
+        stack.callback(plane.close)
+
+        def client(k: int) -> TensorPlane:
+            channel = stack.enter_context(dial(address, None))
+            end = CollectiveClientPlane(transport, channel, [("steelyard-token", f"token-{k}")], chunk_bytes=CHUNK)
+            stack.callback(end.close)
+            return end
+
+        yield World(plane, client, arrived)
+
+
+WORLDS = {"memory": memory_world, "grpc": grpc_world, "gloo": gloo_world}
 
 
 @pytest.fixture(params=list(WORLDS))

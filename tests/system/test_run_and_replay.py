@@ -26,6 +26,7 @@ OTHER_SHELL = {
     "OPENBLAS_CORETYPE": "Prescott",
     "PYTHONHASHSEED": "11",
 }
+GLOO = ("--set", "transport.tensors=gloo", "--set", "transport.trusted_peers=true")
 
 
 def test_a_run_leaves_all_its_files(undisturbed: Any, shell: Any) -> None:
@@ -66,6 +67,7 @@ def test_what_is_done_is_not_run_again_unless_forced(undisturbed: Any, shell: An
     ("arguments", "env"),
     [
         pytest.param(("--launcher", "inline", "--set", "transport.tensors=memory"), {}, id="tensors in memory"),
+        pytest.param(GLOO, {}, id="tensors by gloo"),
         pytest.param((), OTHER_SHELL, id="another shell"),
     ],
 )

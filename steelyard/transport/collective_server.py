@@ -1,0 +1,256 @@
+"""The server's end of the collective tensor plane: one pair per (client, epoch), all of them independent.
+
+A client asks for its pair and runs its transfers by calls of the service `Pairs`, so that who it is, what was announced
+and whether it is still there are the control plane's word, and torch.distributed only carries bytes. Knows no rounds.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import NoReturn
+
+import grpc
+
+from protos import federation_pb2_grpc
+from steelyard.errors import RefusedError, RemoteFault, SteelyardError, WaitTimeoutError
+from steelyard.transport.base import Sink, Transfer, size_fault
+from steelyard.transport.collective import SERVER_RANK, Gloo, Nccl, PairEnd, gloo_device, gpu_name
+from steelyard.transport.faults import refuse
+from steelyard.transport.pending import Entry, Pending
+from steelyard.transport.rendezvous import Mailbox
+from steelyard.transport.settings import TransportConfig, check_transport
+from steelyard.wire import pb
+
+MAX_CHUNK_BYTES = 2**30
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Held:
+    """This end of a client's current pair, and the thread that builds it."""
+
+    pair: PairEnd
+    box: Mailbox
+    builder: threading.Thread
+
+
+class CollectiveServerPlane(federation_pb2_grpc.PairsServicer):
+    """The server's end. Add it to the gRPC server that also serves the control plane.
+
+    A running transfer holds one of that server's threads, for `timeout_s` at most.
+
+    Args:
+        transport: which backend, where it listens, and how long anything may take.
+        authenticate: the calling client's index in the roster, or `RefusedError`.
+        on_bytes: hears of every piece that arrived: the client's index and the number of bytes.
+        device: with nccl, the server's GPU.
+
+    Raises:
+        UserError: the configuration does not allow it, or this host lacks the interface or GPU.
+    """
+
+    def __init__(
+        self,
+        transport: TransportConfig,
+        authenticate: Callable[[grpc.ServicerContext], int],
+        on_bytes: Callable[[int, int], None] = lambda _peer, _count: None,
+        device: str = "cpu",
+    ) -> None:
+        check_transport(transport, "[transport]")
+        self._transport = transport
+        self._device = device
+        self._gpu = gpu_name(device) if transport.tensors == "nccl" else ""
+        gloo_device(transport.interface)  # refuses here, not in a pair's thread
+        self._authenticate = authenticate
+        self._on_bytes = on_bytes
+        self._pending = Pending()
+        self._lock = threading.Lock()
+        self._ends: dict[int, _Held] = {}
+        self._closed = False
+
+    def add_to(self, server: grpc.Server) -> None:
+        """Have a gRPC server offer this plane."""
+        federation_pb2_grpc.add_PairsServicer_to_server(self, server)
+
+    # -- the seam ------------------------------------------------------------------------------------------------
+
+    def send(self, transfer: Transfer, source: memoryview) -> Future[None]:
+        """Expect the client to fetch these bytes; done when the last one is on its way."""
+        return self._pending.add(transfer, source, incoming=False).future
+
+    def receive(self, transfer: Transfer, into: memoryview) -> Future[None]:
+        """Expect the client to hand in a bundle; done when it arrived and was verified."""
+        return self._pending.add(transfer, into, incoming=True).future
+
+    def cancel(self, transfer_id: str) -> None:
+        """Forget a transfer; its future fails with LATE. One that runs takes its pair with it."""
+        self._pending.cancel(transfer_id)
+
+    def close(self) -> None:
+        """Fail every pending transfer and retire every pair."""
+        with self._lock:
+            self._closed = True
+            ends = list(self._ends.values())
+        try:
+            self._pending.close()
+        finally:
+            for end in ends:
+                end.pair.retire()
+            for end in ends:
+                end.builder.join(self._transport.timeout_s)
+
+    # -- the service ---------------------------------------------------------------------------------------------
+
+    def Pair(self, request: pb.PairRequest, context: grpc.ServicerContext) -> pb.PairReply:  # noqa: N802 - gRPC's name
+        """Retire the caller's pair and begin another one."""
+        with _refusing(context):
+            client = self._authenticate(context)
+            self._check_fit(client, request)
+            return pb.PairReply(epoch=self._renew(client))
+
+    def Put(self, request: pb.PutRequest, context: grpc.ServicerContext) -> pb.PutReply:  # noqa: N802
+        """Write into the caller's own box."""
+        with _refusing(context):
+            self._end(self._authenticate(context), request.epoch).box.put(request.key, request.value)
+            return pb.PutReply()
+
+    def Get(self, request: pb.GetRequest, context: grpc.ServicerContext) -> pb.GetReply:  # noqa: N802
+        """Read from the caller's own box."""
+        with _refusing(context):
+            end = self._end(self._authenticate(context), request.epoch)
+            value = end.box.serve(request.key, max(min(request.wait_s, self._transport.timeout_s), 0.0))
+            return pb.GetReply(found=value is not None, value=value or b"")
+
+    def Move(self, request: pb.MoveRequest, context: grpc.ServicerContext) -> Iterator[pb.MoveReply]:  # noqa: N802
+        """Run one transfer over the caller's pair."""
+        with _refusing(context):
+            client = self._authenticate(context)
+            end = self._end(client, request.epoch)
+            if not 0 < request.chunk_bytes <= MAX_CHUNK_BYTES:
+                raise RefusedError("BAD_TRANSFER", f"pieces of 1 to {MAX_CHUNK_BYTES} bytes expected")
+            with _alone(end.pair):
+                entry = self._pending.claim(request.transfer, client, incoming=request.to_server, stop=end.pair.retire)
+                yield from self._run(entry, end.pair, request, context)
+
+    # -- below ---------------------------------------------------------------------------------------------------
+
+    def _run(
+        self, entry: Entry, pair: PairEnd, request: pb.MoveRequest, context: grpc.ServicerContext
+    ) -> Iterator[pb.MoveReply]:
+        """Say that it begins, move the bytes, settle the entry; the caller's going away breaks the pair."""
+        error: BaseException | None = RefusedError("TRUNCATED", "the call ended before the transfer")
+        over = threading.Event()
+
+        def ended() -> None:
+            if not over.is_set():
+                pair.retire()
+
+        try:
+            announced = entry.transfer.manifest.nbytes
+            if entry.incoming and request.nbytes != announced:
+                raise size_fault(announced, request.nbytes)
+            if not context.add_callback(ended):
+                return
+            yield pb.MoveReply(nbytes=entry.view.nbytes)
+            self._move(entry, pair, request.chunk_bytes, min(context.time_remaining(), self._transport.timeout_s))
+            error = None
+        except SteelyardError as fault:
+            error = fault
+        except GeneratorExit:
+            raise
+        except BaseException as fault:
+            error = fault
+            raise
+        finally:
+            over.set()
+            error = self._pending.settle(entry, error)
+        if error is not None:
+            raise error
+
+    def _move(self, entry: Entry, pair: PairEnd, chunk_bytes: int, seconds: float) -> None:
+        if not entry.incoming:
+            pair.send(entry.view, chunk_bytes, seconds)
+            return
+        with Sink(entry.view, entry.transfer.manifest) as sink:
+            pair.receive(sink, chunk_bytes, seconds, functools.partial(self._on_bytes, entry.transfer.peer))
+
+    def _check_fit(self, client: int, request: pb.PairRequest) -> None:
+        ours = self._transport.tensors
+        if request.backend != ours:
+            raise RefusedError("WRONG_PROTOCOL", f"tensors by {ours} expected, client {client} has {request.backend!r}")
+        if ours == "nccl" and request.device == self._gpu:
+            raise RefusedError("WRONG_PROTOCOL", same_gpu(client, self._gpu))
+
+    def _renew(self, client: int) -> int:
+        with self._lock:
+            held = self._ends.get(client)
+        if held is not None:
+            held.pair.retire()
+            held.builder.join(self._transport.timeout_s)
+            if held.builder.is_alive():
+                raise WaitTimeoutError(f"{held.pair.name}: the pair did not end within {self._transport.timeout_s:g} s")
+        with self._lock:
+            if self._closed:
+                raise RefusedError("LATE", "the tensor plane is closed")
+            if self._ends.get(client) is not held:
+                raise RefusedError("STALE_PAIR", f"client {client} asked for two pairs at once")
+            epoch = 1 if held is None else held.pair.epoch + 1
+            box = Mailbox(f"client {client}, epoch {epoch}")
+            pair = PairEnd(f"client {client}", epoch, box, self._transport.timeout_s)
+            builder = threading.Thread(target=self._build, args=(pair,), name=f"pair of {pair.name}", daemon=True)
+            self._ends[client] = _Held(pair=pair, box=box, builder=builder)
+        builder.start()
+        return epoch
+
+    def _build(self, pair: PairEnd) -> None:
+        try:
+            if self._transport.tensors == "nccl":
+                pair.build(lambda store, seconds: Nccl(store, SERVER_RANK, self._device, seconds))
+            else:
+                pair.build(lambda store, seconds: Gloo(store, SERVER_RANK, self._transport.interface, seconds))
+        except SteelyardError:  # the pair keeps it for whoever comes to use it
+            return
+
+    def _end(self, client: int, epoch: int) -> _Held:
+        with self._lock:
+            end = self._ends.get(client)
+        if end is None or end.pair.epoch != epoch:
+            raise RefusedError("STALE_PAIR", f"client {client} has no pair of epoch {epoch}")
+        return end
+
+
+def same_gpu(client: int, gpu: str) -> str:
+    """Why nccl can't connect two processes on one GPU, for a person."""
+    return f"nccl pairs need two GPUs, the server's and client {client}'s are both {gpu}; set [placement], or use gloo"
+
+
+@contextmanager
+def _alone(pair: PairEnd) -> Iterator[None]:
+    if not pair.busy.acquire(blocking=False):
+        raise RefusedError("BAD_TRANSFER", f"{pair.name}: the pair is busy with another transfer")
+    try:
+        yield
+    finally:
+        pair.busy.release()
+
+
+@contextmanager
+def _refusing(context: grpc.ServicerContext) -> Iterator[None]:
+    """End a call that met an error of ours with the status that says so."""
+    try:
+        yield
+    except RefusedError as error:
+        refuse(context, error)
+    except WaitTimeoutError as error:
+        _abort(context, grpc.StatusCode.DEADLINE_EXCEEDED, error)
+    except RemoteFault as error:
+        _abort(context, grpc.StatusCode.UNAVAILABLE, error)
+
+
+def _abort(context: grpc.ServicerContext, code: grpc.StatusCode, error: SteelyardError) -> NoReturn:
+    context.abort(code, str(error))
+    raise AssertionError  # abort raises
