@@ -1,6 +1,7 @@
 """Cuts an experiment into one self-contained folder per role; a process or container is handed its own alone.
 
     server/     half.json, data.safetensors (validation and test sets), certificates/
+    link-3/     link.json (the line's figures, whom to dial), only where [network] puts a link before the client
     client-3/   half.json, data.safetensors (its shard; the public set if declared), token or certificates/, and for an
                 attacker decoder.safetensors if the experiment names one trained beforehand
 
@@ -14,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import secrets
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +40,11 @@ def server_folder(folder: Path) -> Path:
     return folder / "server"
 
 
+def link_folder(folder: Path, client: int) -> Path:
+    """The folder of the link between one client and the server."""
+    return folder / f"link-{client}"
+
+
 def prepare(experiment: Experiment, folder: Path) -> Deal:
     """Write every role's folder and return how the data was dealt.
 
@@ -56,6 +63,8 @@ def prepare(experiment: Experiment, folder: Path) -> Deal:
         _write_client(experiment, dealt, client, token, client_folder(folder, client))
         if decoder is not None and client in experiment.attackers:
             shutil.copyfile(decoder, client_folder(folder, client) / ROLE_FILE)
+    for client in experiment.network.linked(experiment.clients.present):
+        _write_link(experiment, client, link_folder(folder, client))
     return dealt
 
 
@@ -89,6 +98,7 @@ def client_half(experiment: Experiment, shape: Shape, client: int) -> ClientHalf
         transport=experiment.transport,
         stay=experiment.clients.stays[client],
         ring=Ring(clients=ring, seed=derive_seed(experiment.seed, "client", ring[0])) if ring else None,
+        slowdowns=experiment.network.slowdowns_of(client),
     )
 
 
@@ -135,6 +145,18 @@ def _write_client(experiment: Experiment, dealt: Deal, client: int, token: str, 
         path = folder / "token"
         path.touch(mode=0o600)
         path.write_text(token, encoding="ascii")
+
+
+def _write_link(experiment: Experiment, client: int, folder: Path) -> None:
+    """A link's folder holds no secret: it passes on bytes that it can't read beyond loopback, and no data."""
+    _make(folder)
+    table = {
+        "listen": "127.0.0.1:0",
+        "target": experiment.transport.address,
+        "profile": asdict(experiment.network.line_of(client)),
+        "seed": derive_seed(experiment.seed, "network", client),
+    }
+    write_text(folder / "link.json", to_json(table))
 
 
 def _make(folder: Path) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from steelyard.errors import UserError
+from steelyard.network import NetworkConfig, Slowdown, check_network, in_hash
 from steelyard.parsing import NonNegative, NonNegativeFloat, Positive, PositiveFloat, parse
 from steelyard.participation import Stay, check_rounds, check_schedule, stays
 from steelyard.transport.settings import TransportConfig, check_transport
@@ -146,6 +147,7 @@ class Experiment:
     scoring: ScoringConfig = field(default_factory=ScoringConfig)
     protocol: ProtocolConfig = field(default_factory=ProtocolConfig)
     transport: TransportConfig = field(default_factory=TransportConfig)
+    network: NetworkConfig = field(default_factory=NetworkConfig)
     recording: RecordingConfig = field(default_factory=RecordingConfig)
 
     @property
@@ -189,8 +191,8 @@ class Experiment:
         The rest: name, transport, data folder and the number of scoring workers.
         """
         table = asdict(self)
-        del table["name"]
-        del table["transport"]
+        del table["name"], table["transport"], table["network"]
+        table |= in_hash(self.network)
         del table["data"]["folder"]
         del table["scoring"]["workers"]
         text = json.dumps(table, sort_keys=True, separators=(",", ":"))
@@ -253,7 +255,7 @@ class ClientHalf:
     """One client's half: its own index, seed, rounds and attack, and nothing of any other client's.
 
     `seed` is derived from the experiment's for this client alone, so that no client can redo another's shuffles. Only
-    a colluding attacker has a `ring`.
+    a colluding attacker has a `ring`. `slowdowns` say when its own processor is a slow one.
     """
 
     client: int
@@ -266,6 +268,7 @@ class ClientHalf:
     transport: TransportConfig
     stay: Stay = field(default_factory=Stay)
     ring: Ring | None = None
+    slowdowns: tuple[Slowdown, ...] = ()
 
 
 def load_experiment(path: Path, overrides: Sequence[str] = ()) -> Experiment:
@@ -353,6 +356,8 @@ def _cross_check(experiment: Experiment, where: str) -> None:
     if quorum > (count := len(experiment.clients.present)):
         raise UserError(f"{where} [protocol] quorum: at most the {count} clients expected, got {quorum}")
     check_rounds(experiment.clients.stays, experiment.rounds, quorum, f"{where} [clients] schedule")
+    tensors = experiment.transport.tensors
+    check_network(experiment.network, experiment.clients.stays, experiment.rounds, tensors, f"{where} [network]")
     names = [table.get("name") for table in experiment.evaluators]
     if not all(isinstance(name, str) and name for name in names) or len(set(names)) != len(names):
         raise UserError(f"{where} [[evaluators]]: each needs a `name` of its own, got {', '.join(map(repr, names))}")
