@@ -5,7 +5,7 @@ BASE ?= HEAD
 TABLE ?= digits_own
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run study test test-slow test-slurm check format protos golden clean
+.PHONY: help setup run study test test-slow test-slurm test-docker images check format protos golden clean
 
 help:  ## show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -24,10 +24,16 @@ study: setup  ## one table of the study, e.g. make study TABLE=digits_own
 	$(BIN)/steelyard sweep experiments/paper/$(TABLE).toml
 
 test: setup  ## the test suite, without the slow ones
-	$(BIN)/python -m pytest -m 'not slow and not slurm'
+	$(BIN)/python -m pytest -m 'not slow and not slurm and not docker'
 
 test-slow: setup  ## the slow tests: whole experiments, several seeds
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m 'slow and not slurm and not docker'
+
+test-docker: setup  ## the tests in containers: walls, chaos, the quickstart's bits
+	$(BIN)/python -m pytest -m docker -rs
+
+images: setup  ## build the images of server, client and link
+	$(BIN)/python -m deploy.images
 
 test-slurm: setup  ## two virtual nodes of a real Slurm: Debian's slurmctld, slurmd, slurm-client, munge
 	$(BIN)/python -m pytest -m slurm

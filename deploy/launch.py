@@ -22,6 +22,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from deploy.boxes import prepare_boxed
+from deploy.containers import run_containers
 from deploy.decoders import check_decoder
 from deploy.elastic import run_torchrun
 from deploy.environment import THREADS, process_environment
@@ -33,13 +35,17 @@ from steelyard.errors import RunFailedError, UserError, WaitTimeoutError
 from steelyard.report.html import write_picture, write_report
 from steelyard.report.summary import summarize, write_summary
 
-Launcher = Literal["local", "inline", "torchrun"]
+Launcher = Literal["local", "inline", "torchrun", "compose"]
 Conduct = Callable[[Path, Path, Iterable[int], Callable[[], None], Callable[[str], None]], None]
-CONDUCTS: dict[str, Conduct] = {"local": run_local, "torchrun": run_torchrun}
+CONDUCTS: dict[str, Conduct] = {"local": run_local, "torchrun": run_torchrun, "compose": run_containers}
 ROLES = "roles"
 CHECK_TIMEOUT_S = 300.0  # importing torch takes seconds, minutes on a busy machine
 BOUNDARY = "separate processes of one user: an audit hook on opened files is the proof, the system does not enforce it"
-INLINE_BOUNDARY = "none: all roles shared one process (--launcher inline), which is for debugging and parity only"
+BOUNDARIES = {
+    "inline": "none: all roles shared one process (--launcher inline), which is for debugging and parity only",
+    "compose": "containers, enforced by the kernel: each role saw its own folder and code alone, a client reached the "
+    "server through its own link and nobody else, and no way led out",
+}
 
 
 class View(Protocol):
@@ -191,7 +197,7 @@ def _run_one(experiment: Experiment, run: Path, honest: Path | None, options: Op
             _launch(experiment, run, options, view)
             seconds = round(manifest.get("seconds", 0.0) + time.monotonic() - started, 3)
             manifest |= {"seconds": seconds}
-            boundary = INLINE_BOUNDARY if options.launcher == "inline" else BOUNDARY
+            boundary = BOUNDARIES.get(options.launcher, BOUNDARY)
             _write_manifest(run, {**manifest, "status": "RUNNING"})
             summary = summarize(run, honest, experiment.attackers, boundary=boundary)
             write_summary(run, summary)
@@ -249,12 +255,17 @@ def _begin(experiment: Experiment, run: Path, launcher: Launcher) -> dict[str, A
     path = run / "manifest.json"
     if path.exists() and (run / ROLES).exists():
         manifest = read_manifest(run)
+        if (boxed := launcher == "compose") != (manifest["launcher"] == "compose"):
+            raise UserError(
+                f"{run} was begun {'outside' if boxed else 'in'} containers, whose roles dial otherwise; resume it "
+                f"with --launcher {manifest['launcher']}, or run it anew with --force"
+            )
         manifest.pop("reason", None)
     else:
         part = run / f"{ROLES}.part"
         for unfinished in (part, run / ROLES):  # without both a manifest and roles nothing has run yet
             shutil.rmtree(unfinished, ignore_errors=True)
-        dealt = prepare(experiment, part)
+        dealt = (prepare_boxed if launcher == "compose" else prepare)(experiment, part)
         part.rename(run / ROLES)
         manifest = {
             "status": "RUNNING",

@@ -13,6 +13,7 @@ COMMANDS = {
     "run": "run an experiment and its honest twin as real processes",
     "sweep": "run a grid of experiments over seeds and variants, and tabulate it over the seeds",
     "prepare": "write one self-contained folder per role, to be run on any host",
+    "compose": "write an experiment's containers as a compose file",
     "replay": "recompute every score of a finished run from its recordings and compare",
     "doctor": "check that an experiment can run here, before it does",
     "decoder": "train an attacker's decoder beforehand, and store it by its digest",

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import argparse
 import sys
+from functools import partial
 from pathlib import Path
+from typing import get_args
 
-from deploy.launch import Options, read_manifest, run_experiment, status
+from deploy.containers import run_containers
+from deploy.engine import connect
+from deploy.launch import Launcher, Options, read_manifest, run_experiment, status
+from scripts.compose import add_box_arguments, box_of
 from scripts.progress import Progress, command_name
 from steelyard.config import Experiment, load_experiment
 from steelyard.errors import UserError
@@ -20,11 +25,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides", help="override a key"
     )
     parser.add_argument("--out", type=Path, default=Path("runs"), help="where run directories go (default: runs)")
-    parser.add_argument(
-        "--launcher", choices=("local", "inline", "torchrun"), default="local", help="how the processes are started"
-    )
+    parser.add_argument("--launcher", choices=get_args(Launcher), default="local", help="how the processes are started")
     parser.add_argument("--order", default="", help="inline only: the order in which clients work, e.g. 2,0,1")
     parser.add_argument("--resume", type=Path, metavar="RUN", help="go on with an interrupted run directory")
+    add_box_arguments(parser)
     parser.add_argument("--force", action="store_true", help="throw away what is there and run again")
 
 
@@ -32,7 +36,12 @@ def act(arguments: argparse.Namespace) -> int:
     """Run the experiment; returns the exit code."""
     experiment = _experiment(arguments)
     out = arguments.resume.resolve().parent if arguments.resume else arguments.out
-    options = Options(out=out, launcher=arguments.launcher, order=_order(arguments, experiment), force=arguments.force)
+    conduct = None
+    if arguments.launcher == "compose":
+        connect().close()  # a missing engine is told before anything is prepared
+        conduct = partial(run_containers, box=box_of(arguments))
+    order = _order(arguments, experiment)
+    options = Options(out=out, launcher=arguments.launcher, order=order, force=arguments.force, conduct=conduct)
     progress = Progress()
     try:
         run = run_experiment(experiment, options, progress)

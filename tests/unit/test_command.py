@@ -57,7 +57,7 @@ def test_every_command_has_help_of_its_own(command: str, capsys: pytest.CaptureF
         ),
         (["rnu", "run"], "invalid choice: 'rnu'"),
         (["run", "x.toml", "--oder", "1"], "unrecognized arguments: --oder 1"),
-        (["run", "x.toml", "--launcher", "ship"], "invalid choice: 'ship' (choose from 'local', 'inline')"),
+        (["run", "x.toml", "--launcher", "ship"], "invalid choice: 'ship' (choose from 'local', 'inline', "),
         (["prepare", "x.toml"], "the following arguments are required: --out"),
         (["certs", "folder", "--clients", "many"], "invalid int value: 'many'"),
     ],

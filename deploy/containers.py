@@ -1,0 +1,152 @@
+"""Runs prepared role folders as containers: builds, starts, follows, collects logs, and always tears down.
+
+Whatever ends the launcher ends the containers too: errors and Ctrl-C end them here, and a small process of its own that
+outlives the launcher ends them when the launcher is killed. Torch-free.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+from deploy.boxes import close_boxes, open_boxes
+from deploy.compose import Box, compose_text
+from deploy.engine import connect
+from deploy.images import ensure_images
+from deploy.local import ServerKilledError, ignoring_interrupts
+from deploy.project import Project
+from steelyard.bundle import write_text
+from steelyard.errors import RunFailedError, UserError
+
+POLL_S = 0.3
+END_TIMEOUT_S = 5.0  # how long clients whose run is over may take to end by themselves
+MISTAKE = 2  # the exit code of the user's mistake
+
+
+def run_containers(
+    roles: Path,
+    run: Path,
+    clients: Iterable[int],
+    poll: Callable[[], None],
+    say: Callable[[str], None],
+    box: Box | None = None,
+) -> None:
+    """Run one prepared experiment to its end, as `deploy.local.run_local` does with processes.
+
+    Args:
+        roles: role folders that `deploy.boxes.prepare_boxed` wrote.
+        run: the run directory.
+        clients: the indices of the client folders that there are.
+        poll: called often while the run goes on; may show progress.
+        say: takes one line for the person.
+        box: what containers may have; None: the defaults.
+
+    Raises:
+        UserError: no engine, no images, or the server could not start for a reason that the user can mend.
+        RunFailedError: the server ended without finishing; the message is its reason.
+    """
+    present = tuple(clients)
+    with boxed(roles, run, present, say, box or Box()) as project:
+        try:
+            project.up(poll)
+        except RunFailedError:
+            if (code := _server_code(project)) is not None:  # compose says only that a dependency did not start
+                raise _failure(project, code) from None
+            raise
+        _follow(project, present, poll, say)
+
+
+@contextlib.contextmanager
+def boxed(roles: Path, run: Path, clients: tuple[int, ...], say: Callable[[str], None], box: Box) -> Iterator[Project]:
+    """A run's project, ready to go up; whatever happens, its logs are collected and it is removed."""
+    with contextlib.closing(connect()) as engine:
+        project = Project(engine, run, ensure_images(engine, say))
+        if project.file.exists():
+            project.down()  # what a launcher that was killed has left
+        write_text(project.file, compose_text(clients, box, engine.subnets()))
+        open_boxes(roles, run, clients)
+        with _guard(project):
+            try:
+                yield project
+            finally:
+                with ignoring_interrupts():
+                    _collect_logs(project, roles)
+                    project.down()
+                    close_boxes(run)
+
+
+@contextlib.contextmanager
+def _guard(project: Project) -> Iterator[None]:
+    """Have the project removed when this process is killed: a child waits for the end of a pipe that we hold."""
+    command = [sys.executable, "-m", "deploy.guard", *project.down_command]
+    with subprocess.Popen(command, env=project.environment, stdin=subprocess.PIPE, start_new_session=True) as process:
+        try:
+            yield
+        finally:
+            process.kill()
+
+
+def _follow(project: Project, clients: tuple[int, ...], poll: Callable[[], None], say: Callable[[str], None]) -> None:
+    """Watch until the server ends; a client that dies is told once, and the run goes on without it."""
+    told: set[str] = set()
+    roles = {f"client-{client}" for client in clients}
+    while "server" not in (ended := project.ended()):
+        time.sleep(POLL_S)
+        poll()
+        for service in sorted((ended & roles) - told):
+            told.add(service)
+            if code := project.exit_code(service):
+                say(f"{service} ended early ({_describe(project, service, code)}); the run goes on without it")
+    poll()
+    if code := project.exit_code("server"):
+        raise _failure(project, code)
+    end = time.monotonic() + END_TIMEOUT_S
+    while time.monotonic() < end and not roles <= project.ended():
+        time.sleep(POLL_S)
+
+
+def _server_code(project: Project) -> int | None:
+    """The server's exit code if it ended, other than by finishing."""
+    with contextlib.suppress(RunFailedError):  # not even its container was made
+        return project.exit_code("server") or None
+    return None
+
+
+def _failure(project: Project, code: int) -> UserError | RunFailedError:
+    if code == MISTAKE:
+        return UserError(_words(project, "server"))
+    if code > 128:
+        return ServerKilledError(
+            f"the server's container was ended by {signal.Signals(code - 128).name}; resume the run to go on"
+        )
+    return RunFailedError(_words(project, "server"))
+
+
+def _describe(project: Project, service: str, code: int) -> str:
+    if project.container(service).attrs["State"]["OOMKilled"]:
+        return "it needed more memory than --memory gives"
+    return (
+        f"killed by {signal.Signals(code - 128).name}"
+        if code > 128
+        else f"exit code {code}: {_words(project, service)}"
+    )
+
+
+def _words(project: Project, service: str) -> str:
+    """The last line of a service's log, without our own prefix."""
+    lines = project.log(service).strip().splitlines()
+    return lines[-1].removeprefix("steelyard: ") if lines else "it left no word"
+
+
+def _collect_logs(project: Project, roles: Path) -> None:
+    """Append what each container said to its role's log, where local processes write theirs."""
+    for service, container in project.engine.containers(project.name).items():
+        folder = roles / service
+        if folder.is_dir():
+            with (folder / "log.txt").open("a", encoding="utf-8") as log:
+                log.write(project.log_of(container))
