@@ -24,12 +24,17 @@ ENDED = ("exited", "dead")
 END_S = 1  # between asking a container to end and ending it: whatever happens to a role, nothing is lost
 
 
+def project_name(run: Path) -> str:
+    """The compose project of a run directory, named by its whole path."""
+    return f"steelyard-{hashlib.sha256(str(run.resolve()).encode()).hexdigest()[:12]}"
+
+
 class Project:
     """The containers of one run directory.
 
     Args:
         engine: runs them.
-        run: the run directory, with compose.yaml; its whole path names the project.
+        run: the run directory, with compose.yaml.
         tag: of the images.
     """
 
@@ -37,7 +42,7 @@ class Project:
         self.engine = engine
         self.run = run.resolve()
         self.file = self.run / "compose.yaml"
-        self.name = f"steelyard-{hashlib.sha256(str(self.run).encode()).hexdigest()[:12]}"
+        self.name = project_name(run)
         self._command = [*compose_command(), "--project-name", self.name, "--file", str(self.file)]
         variables = {"RUN": str(self.run), "TAG": tag, "USER": user_of_boxes(), "SOURCE": str(ROOT)}
         self.environment = {**os.environ, **{f"STEELYARD_{name}": value for name, value in variables.items()}}
@@ -47,16 +52,17 @@ class Project:
         """What removes the project, in its `environment`."""
         return [*self._command, "down", "--timeout", str(END_S), "--remove-orphans"]
 
-    def up(self, poll: Callable[[], None]) -> None:
+    def up(self, poll: Callable[[], None], *services: str) -> None:
         """Make networks and containers and start them in order; returns once the last one is started.
 
         Args:
             poll: called often meanwhile; a server that continues a run may first score for minutes.
+            services: which ones, with those that they depend on; none named: all.
 
         Raises:
             RunFailedError: they could not be started, or the server ended before it listened.
         """
-        command = [*self._command, "up", "--detach", "--no-build"]
+        command = [*self._command, "up", "--detach", "--no-build", *services]
         with subprocess.Popen(
             command,
             env=self.environment,
