@@ -3,9 +3,10 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 BASE ?= HEAD
 TABLE ?= digits_own
+PEERS := flwr==1.42.0 nvflare==2.9.0
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run study test test-slow test-slurm test-docker images check format protos golden clean
+.PHONY: help setup run study test test-slow test-slurm test-docker images check format protos golden peers clean
 
 help:  ## show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -53,5 +54,12 @@ protos: setup  ## regenerate the code from protos/federation.proto
 golden: setup  ## compare this tree's numbers with BASE's (a git revision), bit for bit
 	$(BIN)/python -m scripts.golden --base $(BASE)
 
+peers: .venv-peers/ready  ## the platforms that `steelyard bench transport --peers .venv-peers` compares with
+
+.venv-peers/ready: Makefile
+	$(PYTHON) -m venv .venv-peers
+	.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check $(PEERS)
+	touch $@
+
 clean:  ## remove .venv and caches; runs stay
-	rm -rf .venv .mypy_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf .venv .venv-peers .mypy_cache .ruff_cache .hypothesis *.egg-info

@@ -1,5 +1,7 @@
 """`steelyard bench evaluation`: coalitions per second against published style, path errors, estimators' errors.
 
+`steelyard bench transport` is in `bench_transport.py`.
+
 The work runs in a child process with the environment of a run's processes, since threads and library settings of the
 caller's shell would be measured too: `python -m scripts.bench OPTIONS` is that child.
 """
@@ -22,6 +24,7 @@ from rich.table import Table
 
 from deploy.environment import process_environment
 from deploy.launch import provenance
+from scripts import bench_transport
 from steelyard.bundle import write_text
 from steelyard.config import ClientsConfig, DataConfig, Experiment, ModelConfig, Shape, TrainingConfig
 from steelyard.errors import UserError
@@ -45,7 +48,7 @@ BASELINE = "fedsv permutation"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command line."""
-    parser.add_argument("what", choices=("evaluation",), help="what to measure")
+    parser.add_argument("what", choices=("evaluation", "transport"), help="what to measure")
     parser.add_argument("--parts", default="speed,paths,estimators", help="which parts, e.g. speed (default: all)")
     parser.add_argument("--repetitions", type=int, default=5, help="turns of every contender (default: 5)")
     parser.add_argument("--models", default="cnn28_large,cnn8", help="networks to time (default: cnn28_large,cnn8)")
@@ -54,16 +57,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="scoring workers (default: cores)")
     parser.add_argument("--games", type=Path, default=Path("tests/data/games"), help="complete games as CSV files")
     parser.add_argument("--draws", type=int, default=50, help="repetitions of every estimator (default: 50)")
-    parser.add_argument("--out", type=Path, help="folder for speed-MODEL.svg and estimators.svg")
+    parser.add_argument("--out", type=Path, help="folder for figures, and transport.json")
+    bench_transport.add_arguments(parser)
 
 
 def act(arguments: argparse.Namespace) -> int:
     """Measure in a child process; returns its exit code."""
+    if arguments.what == "transport":
+        return bench_transport.act(arguments)
     if unknown := set(arguments.parts.split(",")) - {"speed", "paths", "estimators"}:
         raise UserError(f"--parts: speed, paths and estimators expected, got {sorted(unknown)[0]!r}")
     if min(arguments.repetitions, arguments.images, arguments.coalitions, arguments.workers, arguments.draws) < 1:
         raise UserError("--repetitions, --images, --coalitions, --workers, --draws: 1 or more expected")
-    options = {key: str(value) for key, value in vars(arguments).items() if key not in ("act", "command", "out")}
+    keys = ("parts", "repetitions", "models", "images", "coalitions", "workers", "games", "draws")
+    options = {key: str(getattr(arguments, key)) for key in keys}
     options["out"] = str(arguments.out or "")
     command = [sys.executable, "-m", "scripts.bench", json.dumps(options)]
     return subprocess.run(command, env=process_environment(), check=False).returncode

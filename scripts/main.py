@@ -18,7 +18,7 @@ COMMANDS = {
     "doctor": "check that an experiment can run here, before it does",
     "decoder": "train an attacker's decoder beforehand, and store it by its digest",
     "certs": "make the certificates that a server beyond loopback needs",
-    "bench": "measure how fast coalitions are evaluated here, and how well estimators do with few",
+    "bench": "measure how fast coalitions are evaluated and models move here, and how well estimators do",
 }
 
 

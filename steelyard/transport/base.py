@@ -15,7 +15,7 @@ from typing import Protocol
 from steelyard.bundle import Manifest
 from steelyard.errors import BadBundleError
 
-CHUNK_BYTES = 2**20
+CHUNK_BYTES = 2**21
 SERVER = -1
 
 
@@ -91,7 +91,7 @@ class Sink:
         if end > len(self._into):
             raise size_fault(len(self._into), end)
         self._into[self.received : end] = chunk
-        self._hash.update(chunk)
+        self._hash_chunk(chunk)
         self.received = end
 
     @property
@@ -103,7 +103,7 @@ class Sink:
         """Take note that the next bytes are in their place already."""
         end = self.received + count
         assert end <= len(self._into)
-        self._hash.update(self._into[self.received : end])
+        self._hash_chunk(self._into[self.received : end])
         self.received = end
 
     def finish(self) -> None:
@@ -114,6 +114,12 @@ class Sink:
         """
         if self.received < len(self._into):
             raise size_fault(len(self._into), self.received)
+        self._check_digest()
+
+    def _hash_chunk(self, chunk: bytes | memoryview) -> None:
+        self._hash.update(chunk)
+
+    def _check_digest(self) -> None:
         if self._hash.hexdigest() != self._manifest.sha256:
             raise BadBundleError(
                 "BAD_DIGEST", f"SHA-256 {self._manifest.sha256} announced, the bytes have {self._hash.hexdigest()}"

@@ -36,6 +36,7 @@ class GrpcServerPlane:
         authenticate: the calling client's index in the roster, or `RefusedError`.
         chunk_bytes: size of outgoing chunks.
         on_bytes: hears of every arriving chunk: the client's index and the number of bytes.
+        sink: checks what arrives; only a benchmark has reason to name another.
     """
 
     def __init__(
@@ -43,8 +44,10 @@ class GrpcServerPlane:
         authenticate: Callable[[grpc.ServicerContext], int],
         chunk_bytes: int = CHUNK_BYTES,
         on_bytes: Callable[[int, int], None] = lambda _peer, _count: None,
+        sink: type[Sink] = Sink,
     ) -> None:
         _prepare(chunk_bytes)
+        self._sink = sink
         self._authenticate = authenticate
         self._chunk_bytes = chunk_bytes
         self._on_bytes = on_bytes
@@ -78,7 +81,7 @@ class GrpcServerPlane:
 
     def _push(self, arriving: Iterator[bytes], context: grpc.ServicerContext) -> bytes:
         entry = self._claim(context, incoming=True)
-        sink = Sink(entry.view, entry.transfer.manifest)
+        sink = self._sink(entry.view, entry.transfer.manifest)
         error: BaseException | None = None
         try:
             with sink:
@@ -131,6 +134,7 @@ class GrpcClientPlane:
         metadata: goes with every call, e.g. the join token.
         chunk_bytes: size of outgoing chunks.
         timeout_s: of each transfer; at most an hour.
+        sink: as for the server's end.
     """
 
     def __init__(
@@ -139,8 +143,10 @@ class GrpcClientPlane:
         metadata: Sequence[tuple[str, str]] = (),
         chunk_bytes: int = CHUNK_BYTES,
         timeout_s: float = 600.0,
+        sink: type[Sink] = Sink,
     ) -> None:
         _prepare(chunk_bytes)
+        self._sink = sink
         self._push = channel.stream_unary(f"/{SERVICE}/Push", request_serializer=bytes, response_deserializer=None)
         self._pull = channel.unary_stream(f"/{SERVICE}/Pull", request_serializer=None, response_deserializer=None)
         self._metadata = tuple(metadata)
@@ -187,7 +193,7 @@ class GrpcClientPlane:
 
     def _drain(self, entry: Entry, call: Any) -> None:
         error: BaseException | None = None
-        sink = Sink(entry.view, entry.transfer.manifest)
+        sink = self._sink(entry.view, entry.transfer.manifest)
         try:
             with sink:
                 for chunk in call:

@@ -132,7 +132,7 @@ def test_boxes_open_onto_the_servers_part_and_close_to_the_usual_places(tmp_path
 
 def test_tensors_that_pass_a_link_by_are_refused(tmp_path: Path) -> None:
     experiment = parse(Experiment, {"name": "boxed", "transport": {"tensors": "memory"}}, "test")
-    with pytest.raises(UserError, match="transport.tensors = 'grpc'"):
+    with pytest.raises(UserError, match=r"transport\.tensors = 'grpc'"):
         prepare_boxed(experiment, tmp_path / "roles")
 
 
