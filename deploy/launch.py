@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -36,7 +36,7 @@ from steelyard.report.html import write_picture, write_report
 from steelyard.report.summary import summarize, write_summary
 
 Launcher = Literal["local", "inline", "torchrun", "compose"]
-Conduct = Callable[[Path, Path, Iterable[int], Callable[[], None], Callable[[str], None]], None]
+Conduct = Callable[..., None]  # (roles, run, clients, poll, say, faults if there are any)
 CONDUCTS: dict[str, Conduct] = {"local": run_local, "torchrun": run_torchrun, "compose": run_containers}
 ROLES = "roles"
 CHECK_TIMEOUT_S = 300.0  # importing torch takes seconds, minutes on a busy machine
@@ -89,6 +89,11 @@ def run_experiment(experiment: Experiment, options: Options, view: View) -> Path
     """
     if experiment.transport.tensors == "memory" and options.launcher != "inline":
         raise UserError("transport.tensors = 'memory' lives in one process; add --launcher inline")
+    if experiment.network.linked(experiment.clients.present) and options.launcher in ("inline", "torchrun"):
+        raise UserError(
+            "[network] needs a launcher that puts lines between roles: local or compose; leave out --launcher "
+            f"{options.launcher}"
+        )
     run = options.out / f"{experiment.name}-{experiment.digest()}"
     if not options.force and status(run) == "DONE":
         view.say(f"{run} is DONE already; --force runs it again")
@@ -215,7 +220,8 @@ def _run_one(experiment: Experiment, run: Path, honest: Path | None, options: Op
 def _launch(experiment: Experiment, run: Path, options: Options, view: View) -> None:
     roles = run / ROLES
     if conduct := options.conduct or CONDUCTS.get(options.launcher):
-        conduct(roles, run, experiment.clients.present, view.poll, view.say)
+        faults = (experiment.network.faults,) if experiment.network.faults else ()
+        conduct(roles, run, experiment.clients.present, view.poll, view.say, *faults)
         return
     command = [sys.executable, "-m", "deploy.inline", str(roles), "--run", str(run)]
     if options.order:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from deploy.link_control import ControlServer
-from deploy.link_flow import Act, Flow, Gate
+from deploy.link_flow import Flow, Gate
 from deploy.link_line import Line
 from steelyard.errors import UserError
 from steelyard.links import Profile
@@ -237,27 +237,24 @@ class Link:
             case {"do": "release"}:
                 self._partitioned = self._held = False
                 self._stalled_until = 0.0
+                self._up.act = self._down.act = None
             case {"do": "stall", "seconds": int() | float() as seconds} if seconds > 0:
                 self._stall(seconds, time.monotonic())
-            case {"do": "reset", "after": int(after)} if after > 0:
-                self._arm(self._up, "reset", after)
+            case {"do": "reset" | "hold" as act, "after": int(after)} if after > 0:
+                gate = self._down if command.get("direction") == "down" else self._up
+                gate.act, gate.after = act, after
             case {"do": "reset"}:
                 self._reset()
-            case {"do": "hold", "direction": "up" | "down" as direction, "after": int(after)} if after > 0:
-                self._arm(self._up if direction == "up" else self._down, "hold", after)
             case {"do": "profile", "profile": dict(table)}:
                 self._take_profile(parse(Profile, table, "profile"))
             case {"do": "stats"}:
                 return self._stats()
             case _:
                 raise UserError(
-                    "a command expected: partition (on), release, stall (seconds), reset (after), hold (direction, "
-                    f"after), profile (profile) or stats, got {json.dumps(command)}"
+                    "a command expected: partition (on), release, stall (seconds), reset (after), hold (after, "
+                    f"direction), profile (profile) or stats, got {json.dumps(command)}"
                 )
         return {}
-
-    def _arm(self, gate: Gate, act: Act, after: int) -> None:
-        gate.act, gate.after = act, after
 
     def _stats(self) -> dict[str, Any]:
         return {

@@ -4,9 +4,9 @@
     {"do": "stall", "seconds": 2}          the same for a time
     {"do": "reset"}                        breaks every connection now
     {"do": "reset", "after": 100000}       and this after so many more bytes from the client
-    {"do": "hold", "direction": "up", "after": 100000}      stands still after so many more bytes from (or "down", to)
-                                           the client; `stats` says "held"
-    {"do": "release"}                      ends a partition, a stall and a hold
+    {"do": "hold", "after": 100000}        stands still after so many more; `stats` says "held"; with "direction":
+                                           "down" either counts bytes to the client
+    {"do": "release"}                      ends a partition, a stall and a hold, and forgets what was to come
     {"do": "profile", "profile": {...}}    other figures (steelyard/links.py) from now on
     {"do": "stats"}                        bytes passed up and down, connections, resets, stalls, held, partitioned
 

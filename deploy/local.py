@@ -1,4 +1,4 @@
-"""Runs prepared role folders as local processes: one server, N clients, each with its own log.
+"""Runs prepared role folders as local processes: one server, N clients, and a link before those that have one.
 
 Whatever ends the launcher ends the processes too: an error and Ctrl-C end them here, and the kernel ends them when the
 launcher is killed. Only processes started here are ever ended, by their ids.
@@ -7,20 +7,25 @@ launcher is killed. Only processes started here are ever ended, by their ids.
 from __future__ import annotations
 
 import contextlib
+import os
 import queue
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from deploy.environment import process_environment
-from deploy.prepare import client_folder, server_folder
+from deploy.faults import POLL_S as FAULT_POLL_S
+from deploy.faults import FaultDriver, Record
+from deploy.link_control import command
+from deploy.prepare import client_folder, link_folder, server_folder
 from steelyard.errors import RunFailedError, UserError, WaitTimeoutError
+from steelyard.network import Fault
 
 START_TIMEOUT_S = 600.0  # a resumed server first scores the round that it had closed
 END_TIMEOUT_S = 3.0  # between asking a process to end and ending it
@@ -53,7 +58,12 @@ class Process:
 
 
 def run_local(
-    roles: Path, run: Path, clients: Iterable[int], poll: Callable[[], None], say: Callable[[str], None]
+    roles: Path,
+    run: Path,
+    clients: Iterable[int],
+    poll: Callable[[], None],
+    say: Callable[[str], None],
+    faults: Sequence[Fault] = (),
 ) -> None:
     """Run one prepared experiment to its end.
 
@@ -63,17 +73,28 @@ def run_local(
         clients: the indices of the client folders that there are.
         poll: called often while the run goes on; may show progress.
         say: takes one line for the person, e.g. that a client died.
+        faults: what is to befall which client when.
 
     Raises:
         UserError: the server could not start for a reason that the user can mend.
         RunFailedError: the server ended without finishing; the message is its reason.
     """
-
-    def start_clients(address: str) -> Iterator[Process]:
-        for client in clients:
-            yield _start("client", client_folder(roles, client), ["--server", address], None)
-
-    run_server(roles, run, start_clients, poll, say)
+    here = Roles(roles)
+    try:
+        server = _start("server", server_folder(roles), ["--run", str(run)], subprocess.PIPE)
+        here.processes.append(server)
+        address = _await_address(server)
+        for client in clients:  # one by one, so that those started are ended if the next can't start
+            here.join(client, address)
+        driver = FaultDriver(faults, run, here)
+        driver.poll(time.monotonic())
+        for client in here.addresses:
+            here.start(client)
+        _follow(server, here.processes, driver if faults else None, poll, say)
+        _await_end(list(here.clients.values()))
+        here.count(Record(run))
+    finally:
+        end_all(here.processes)
 
 
 def run_server(
@@ -94,10 +115,64 @@ def run_server(
         processes.append(server)
         for client in invite(_await_address(server)):  # one by one, to end those started if the next can't start
             processes.append(client)  # noqa: PERF402 - not at once, see above
-        _follow(server, processes[1:], poll, say)
+        _follow(server, processes, None, poll, say)
         _await_end(processes[1:])
     finally:
         end_all(processes)
+
+
+class Roles:
+    """The processes of a run, and what the fault plan may do to its clients (`deploy.faults.Hands`)."""
+
+    def __init__(self, roles: Path) -> None:
+        self._roles = roles
+        self.processes: list[Process] = []  # all that were ever started
+        self.clients: dict[int, Process] = {}  # each client's latest
+        self.addresses: dict[int, str] = {}  # where each client finds the server
+
+    def join(self, client: int, server: str) -> None:
+        """Say where a client finds the server: through its link, which starts here, if it has a folder."""
+        folder = link_folder(self._roles, client)
+        self.addresses[client] = server
+        if folder.exists():
+            link = _start("deploy.link", folder, ["--target", server], subprocess.PIPE)
+            self.processes.append(link)
+            self.addresses[client] = _await_address(link)
+
+    def start(self, client: int) -> None:
+        """Start a client from its folder."""
+        folder = client_folder(self._roles, client)
+        self.clients[client] = _start("client", folder, ["--server", self.addresses[client]], None)
+        self.processes.append(self.clients[client])
+
+    def kill(self, client: int) -> None:
+        """End a client at once."""
+        self.clients[client].popen.kill()
+        self.clients[client].popen.wait()
+        self.clients[client].reported = True
+
+    def pause(self, client: int) -> None:
+        """Stop a client where it is."""
+        self._signal(client, signal.SIGSTOP)
+
+    def resume(self, client: int) -> None:
+        """Have a stopped client go on."""
+        self._signal(client, signal.SIGCONT)
+
+    def link(self, client: int, **fields: Any) -> dict[str, Any]:
+        """Have a client's link obey a command."""
+        return command(link_folder(self._roles, client), **fields)
+
+    def count(self, record: Record) -> None:
+        """Write down what each link has counted; one that died has said so already."""
+        for client in self.clients:
+            if link_folder(self._roles, client).exists():
+                with contextlib.suppress(RunFailedError):
+                    record.add("link", client=client, **self.link(client, do="stats"))
+
+    def _signal(self, client: int, number: signal.Signals) -> None:
+        if self.clients[client].code is None:
+            os.kill(self.clients[client].popen.pid, number)
 
 
 def _start(module: str, folder: Path, arguments: list[str], stdout: int | None) -> Process:
@@ -127,7 +202,7 @@ def _await_address(server: Process) -> str:
             return lines.get(timeout=POLL_S).removeprefix("listening on ").strip()
         if server.code is not None and lines.empty():
             raise _failure(server)
-    raise WaitTimeoutError(f"the server did not listen within {START_TIMEOUT_S:g} s; its log: {server.log}")
+    raise WaitTimeoutError(f"{server.role} did not listen within {START_TIMEOUT_S:g} s; its log: {server.log}")
 
 
 def _pump(stream: IO[str], lines: queue.Queue[str]) -> None:
@@ -135,16 +210,28 @@ def _pump(stream: IO[str], lines: queue.Queue[str]) -> None:
         lines.put(line)
 
 
-def _follow(server: Process, clients: list[Process], poll: Callable[[], None], say: Callable[[str], None]) -> None:
-    """Watch until the server ends; a client that dies is told once, and the run goes on without it."""
+def _follow(
+    server: Process,
+    processes: Sequence[Process],
+    driver: FaultDriver | None,
+    poll: Callable[[], None],
+    say: Callable[[str], None],
+) -> None:
+    """Watch until the server ends; another that dies is told once, and the run goes on without it."""
+    shown = 0.0
     while server.code is None:
         with contextlib.suppress(subprocess.TimeoutExpired):
-            server.popen.wait(POLL_S)
+            server.popen.wait(FAULT_POLL_S if driver else POLL_S)
+        if driver is not None:
+            driver.poll(time.monotonic())
+            if time.monotonic() - shown < POLL_S:
+                continue
+        shown = time.monotonic()
         poll()
-        for client in clients:
-            if client.code and not client.reported:
-                client.reported = True
-                say(f"{client.role} ended early ({describe_exit(client)}); the run goes on without it")
+        for other in processes:
+            if other is not server and other.code and not other.reported:
+                other.reported = True
+                say(f"{other.role} ended early ({describe_exit(other)}); the run goes on without it")
     poll()
     if server.code:
         raise _failure(server)
