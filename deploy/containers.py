@@ -11,17 +11,23 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from deploy.boxes import close_boxes, open_boxes
 from deploy.compose import Box, compose_text
 from deploy.engine import connect
+from deploy.faults import POLL_S as FAULT_POLL_S
+from deploy.faults import FaultDriver, Record
 from deploy.images import ensure_images
-from deploy.local import ServerKilledError, ignoring_interrupts
+from deploy.link_control import SOCKET, command
+from deploy.local import START_TIMEOUT_S, ServerKilledError, ignoring_interrupts
+from deploy.prepare import link_folder
 from deploy.project import Project
 from steelyard.bundle import write_text
-from steelyard.errors import RunFailedError, UserError
+from steelyard.errors import RunFailedError, UserError, WaitTimeoutError
+from steelyard.network import Fault
 
 POLL_S = 0.3
 END_TIMEOUT_S = 5.0  # how long clients whose run is over may take to end by themselves
@@ -34,6 +40,8 @@ def run_containers(
     clients: Iterable[int],
     poll: Callable[[], None],
     say: Callable[[str], None],
+    faults: Sequence[Fault] = (),
+    *,
     box: Box | None = None,
 ) -> None:
     """Run one prepared experiment to its end, as `deploy.local.run_local` does with processes.
@@ -44,6 +52,7 @@ def run_containers(
         clients: the indices of the client folders that there are.
         poll: called often while the run goes on; may show progress.
         say: takes one line for the person.
+        faults: what is to befall which client when.
         box: what containers may have; None: the defaults.
 
     Raises:
@@ -52,13 +61,62 @@ def run_containers(
     """
     present = tuple(clients)
     with boxed(roles, run, present, say, box or Box()) as project:
+        hands = BoxHands(project, roles)
+        driver = None
         try:
+            if faults:  # a line is told what is to come before its client can begin
+                project.up(poll, "server", *(f"link-{client}" for client in present))
+                _await_lines(project, hands, present, poll)
+                driver = FaultDriver(faults, run, hands)
+                driver.poll(time.monotonic())
             project.up(poll)
         except RunFailedError:
             if (code := _server_code(project)) is not None:  # compose says only that a dependency did not start
                 raise _failure(project, code) from None
             raise
-        _follow(project, present, poll, say)
+        _follow(project, present, hands.killed, driver, poll, say)
+        hands.count(present, Record(run))
+
+
+class BoxHands:
+    """What the fault plan may do to a client's container (`deploy.faults.Hands`)."""
+
+    def __init__(self, project: Project, roles: Path) -> None:
+        self._project = project
+        self._roles = roles
+        self.killed: set[str] = set()  # nobody needs to be told that they ended
+
+    def is_reachable(self, client: int) -> bool:
+        """Whether a client's link takes commands."""
+        return (link_folder(self._roles, client) / SOCKET).exists()
+
+    def kill(self, client: int) -> None:
+        """End a client at once."""
+        self.killed.add(f"client-{client}")
+        self._project.kill(f"client-{client}")
+
+    def start(self, client: int) -> None:
+        """Start it again, with its folder and state."""
+        self._project.start(f"client-{client}")
+        self.killed.discard(f"client-{client}")
+
+    def pause(self, client: int) -> None:
+        """Freeze it."""
+        self._project.pause(f"client-{client}")
+
+    def resume(self, client: int) -> None:
+        """Thaw it."""
+        self._project.resume(f"client-{client}")
+
+    def link(self, client: int, **fields: Any) -> dict[str, Any]:
+        """Have a client's link obey a command."""
+        return command(link_folder(self._roles, client), **fields)
+
+    def count(self, clients: Iterable[int], record: Record) -> None:
+        """Write down what each link has counted; one that died has said so already."""
+        for client in clients:
+            with contextlib.suppress(RunFailedError):
+                record.add("link", client=client, **self.link(client, do="stats"))
 
 
 @contextlib.contextmanager
@@ -91,14 +149,37 @@ def _guard(project: Project) -> Iterator[None]:
             process.kill()
 
 
-def _follow(project: Project, clients: tuple[int, ...], poll: Callable[[], None], say: Callable[[str], None]) -> None:
+def _await_lines(project: Project, hands: BoxHands, clients: tuple[int, ...], poll: Callable[[], None]) -> None:
+    """Wait until the server listens and every link takes commands."""
+    end = time.monotonic() + START_TIMEOUT_S
+    while not (project.is_healthy("server") and all(map(hands.is_reachable, clients))):
+        if (code := project.exit_code("server")) is not None:
+            raise _failure(project, code)
+        if time.monotonic() > end:
+            raise WaitTimeoutError(f"the server and its links were not ready within {START_TIMEOUT_S:g} s")
+        time.sleep(POLL_S)
+        poll()
+
+
+def _follow(
+    project: Project,
+    clients: tuple[int, ...],
+    killed: set[str],
+    driver: FaultDriver | None,
+    poll: Callable[[], None],
+    say: Callable[[str], None],
+) -> None:
     """Watch until the server ends; a client that dies is told once, and the run goes on without it."""
     told: set[str] = set()
     roles = {f"client-{client}" for client in clients}
     while "server" not in (ended := project.ended()):
-        time.sleep(POLL_S)
+        end = time.monotonic() + POLL_S
+        while driver is not None and time.monotonic() < end:
+            driver.poll(time.monotonic())
+            time.sleep(FAULT_POLL_S)
+        time.sleep(max(end - time.monotonic(), 0.0))
         poll()
-        for service in sorted((ended & roles) - told):
+        for service in sorted((ended & roles) - told - killed):
             told.add(service)
             if code := project.exit_code(service):
                 say(f"{service} ended early ({_describe(project, service, code)}); the run goes on without it")

@@ -110,6 +110,10 @@ class Project:
         state = self.container(service).attrs["State"]
         return int(state["ExitCode"]) if state["Status"] in ENDED else None
 
+    def is_healthy(self, service: str) -> bool:
+        """Whether a container's own check has passed."""
+        return bool(self.container(service).attrs["State"].get("Health", {}).get("Status") == "healthy")
+
     def ended(self) -> set[str]:
         """The services whose containers have ended."""
         return {service for service, state in self.engine.states(self.name).items() if state in ENDED}

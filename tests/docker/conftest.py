@@ -226,3 +226,9 @@ def _wait_until() -> Callable[..., Any]:
 def numbers_of() -> Callable[[Path], list[tuple[str, ...]]]:
     """Reads a run directory's numbers."""
     return numbers
+
+
+@pytest.fixture(scope="session")
+def make_small() -> Callable[..., Experiment]:
+    """Makes the small experiment with changes."""
+    return small

@@ -84,15 +84,10 @@ def test_a_server_killed_and_started_again_goes_on_with_what_is_durable(
     assert scene.numbers == undisturbed
 
 
-def test_bad_lines_that_break_change_no_number(
+def test_a_mobile_line_that_breaks_changes_no_number(
     open_scene: Callable[..., Any], undisturbed: list[tuple[str, ...]]
 ) -> None:
-    scene = open_scene()
-    scene.up("server", *(f"link-{client}" for client in range(3)))
-    figures = {"latency_ms": 25.0, "jitter_ms": 10.0, "up_mbit": 10.0, "down_mbit": 40.0}
-    for client in range(3):
-        scene.hold_upload(client, after=10**9)  # only to wait for the link
-        scene.link(client, do="profile", profile={**figures, "reset_every_mb": 0.05})
+    scene = open_scene(network={"profile": "4g", "reset_every_mb": 0.08})
     scene.up()
     scene.finish()
     assert scene.missing == [[], [], []]

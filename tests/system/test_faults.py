@@ -113,4 +113,4 @@ def test_lines_need_processes_of_their_own(shell: Any) -> None:
         "run", shell.experiment, "--launcher", "inline", "--set", "network.profile=4g", "--out", str(shell.out)
     )
     assert code == 2
-    assert "[network] needs processes of their own for its lines and faults; leave out --launcher inline" in err
+    assert "[network] needs a launcher that puts lines between roles" in err
