@@ -71,6 +71,7 @@ class _Upload:
     file: BundleFile
     base: BundleFile  # the global model that the update is added to
     started: float
+    arrived: int = 0  # bytes so far
     claimed: bool = False  # its bytes are verified and it is being made durable: it can't be superseded any more
     awaited: bool = False
     outcome: Future[Receipt] = field(default_factory=Future)
@@ -278,10 +279,12 @@ class Coordinator:
         finally:
             upload.awaited = False
 
-    def bytes_arrived(self, client: int, _count: int) -> None:
+    def bytes_arrived(self, client: int, count: int) -> None:
         """The tensor plane's hook: bytes of an upload renew the lease."""
         with self._changed:
             self._sessions.renew(client, time.monotonic())
+            if client in self._uploads:
+                self._uploads[client].arrived += count
 
     def refused(self, client: int | None, request: str, error: RefusedError) -> None:
         """Log a refusal."""
@@ -365,6 +368,8 @@ class Coordinator:
             refusal = error if isinstance(error, RefusedError) else RefusedError("LATE", f"the upload failed: {error}")
             upload.file.path.unlink(missing_ok=True)
             self.refused(client, "Submit", refusal)
+            fault = {"refusal": refusal.refusal, "seconds": round(seconds, 6)}
+            self._ledger.event("upload_failed", round=number, client=client, bytes=upload.arrived, **fault)
             if not isinstance(error, SteelyardError):
                 self.fail(f"taking client {client}'s update of round {number} failed: {error!r}")
             receipt = Receipt(round=number, sha256=sha256, refusal=refusal.refusal, detail=refusal.detail)

@@ -77,9 +77,11 @@ def page(run: Path, summary: Summary) -> str:
             _stealth(summary),
         ),
         _table("Cost", _cost(summary)),
+        _table("Traffic by client, over all rounds, as the server saw it", _traffic(summary)),
         "<h2>What was declared</h2>",
         _table("The attack, as the experiment file has it", _declared(summary), kind="words"),
         f"<p>Which wall kept the roles apart: {escape(summary['boundary'] or 'not stated')}.</p>",
+        _table("Which bytes each role could see", _seen(summary), kind="words"),
         "<h2>Replay</h2>",
         f"<p>The recorded rounds give the same scores again: <code>steelyard replay {escape(str(run))}</code></p>",
         _table("Files in this folder", [("file", "holds"), *FILES], kind="words"),
@@ -237,6 +239,34 @@ def _cost(summary: Summary) -> list[Sequence[str]]:
         for name in summary["evaluators"]
     ]
     return [("", *runs), *rows, *calls]
+
+
+def _traffic(summary: Summary) -> list[Sequence[str]]:
+    head = ("client", "rounds counted", "MB down", "MB up", "seconds of transfers", "retries", "seconds idle")
+    rows = [
+        (
+            str(own["client"]),
+            str(own["rounds"]),
+            *(f"{own[key] * 1e-6:.3f}" for key in ("bytes_down", "bytes_up")),
+            f"{own['transfer_seconds']:.2f}",
+            str(own["retries"]),
+            f"{own['idle_seconds']:.2f}",
+        )
+        for own in summary["traffic"]["by_client"]
+    ]
+    return [head, *rows] if rows else []
+
+
+def _seen(summary: Summary) -> list[Sequence[str]]:
+    rows = [
+        (
+            role,
+            f"{len(own['files'])} files, {sum(file['bytes'] for file in own['files'])} bytes",
+            f"{own['transfers']} {own['arrived']}, {own['bytes']} bytes" if own["transfers"] else own["arrived"],
+        )
+        for role, own in summary["seen"].items()
+    ]
+    return [("role", "in its folder", "over the wire"), *rows] if rows else []
 
 
 def _declared(summary: Summary) -> list[Sequence[str]]:

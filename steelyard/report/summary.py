@@ -20,6 +20,8 @@ from steelyard.errors import UserError
 from steelyard.report import measures
 from steelyard.report.measures import Floats
 from steelyard.report.records import Records, RoundMetrics, read_records
+from steelyard.report.seen import seen
+from steelyard.report.traffic import account
 
 Table = dict[str, Any]
 
@@ -77,6 +79,8 @@ def summarize(run: Path, honest: Path | None, attackers: Sequence[int], *, bound
         },
         "stealth": [_stealth(attacker, attacked, plain, benign) for attacker in attackers],
         "cost": _pair(attacked, plain, _cost),
+        "traffic": account(this.events),
+        "seen": seen(run, this.events),
     }
     return dict(_json_ready(summary))
 

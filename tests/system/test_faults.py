@@ -51,6 +51,18 @@ def test_who_comes_through_in_time_changes_no_score(undisturbed: Any, shell: Any
     assert [links[client]["resets"] for client in range(3)] == [0, 1, 1]
     assert all(event["up"] > 3 * 39_720 for event in links.values()), "every update went through its link"
     check_slowness(run, look)
+    check_summary(run)
+
+
+def check_summary(run: Path) -> None:
+    """The upload that broke is counted, and nobody saw more than its folder and the models."""
+    summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
+    rows = {(row["client"], row["round"]): row for row in summary["traffic"]["by_round"]}
+    assert [rows[place]["retries"] > 0 for place in ((2, 1), (1, 2), (0, 1), (2, 2))] == [True, True, False, False]
+    assert rows[1, 2]["bytes_up"] >= rows[0, 1]["bytes_up"] == 39_720
+    assert rows[1, 2]["bytes_down"] == 2 * 39_720, "started again, it fetched the model again"
+    assert summary["seen"]["client-0"]["bytes"] >= 3 * 39_720
+    assert {file["name"] for file in summary["seen"]["link-0"]["files"]} == {"link.json", "log.txt"}
 
 
 def check_slowness(run: Path, look: Any) -> None:
