@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gzip
 import os
 import platform
 import shutil
@@ -48,6 +49,7 @@ def act(arguments: argparse.Namespace) -> int:
         "certificates": lambda: _certificates(experiment),
         "disk": lambda: _disk(experiment, arguments.out),
         "processes": lambda: _processes(experiment),
+        "network": lambda: _network(experiment),
     }
     failed = 0
     for name, check in checks.items():
@@ -132,3 +134,29 @@ def _processes(experiment: Experiment) -> str:
             f"about {need / 2**30:.1f} GiB for {count} processes expected, {available / 2**30:.1f} GiB are free"
         )
     return f"{count} processes of one thread each on {os.cpu_count()} cores, about {need / 2**30:.1f} GiB of memory"
+
+
+def _network(experiment: Experiment) -> str:
+    linked = experiment.network.linked(experiment.clients.present)
+    kernel = f"netem is {'there' if has_netem() else 'not there'} in this kernel (docs/network.md)"
+    if not linked:
+        return f"no links needed; {kernel}"
+    nbytes, deadline_s = model_bytes(experiment.model.name), experiment.protocol.round_deadline_s
+    lines = [experiment.network.line_of(client) for client in linked]
+    seconds = max(nbytes * 8e-6 * sum(1 / rate for rate in (line.up_mbit, line.down_mbit) if rate) for line in lines)
+    if seconds > deadline_s:
+        raise UserError(
+            f"a round deadline of more than the {seconds:.0f} s that at most {nbytes * 1e-6:.1f} MB down and up take "
+            f"on the slowest line expected, [protocol] round_deadline_s is {deadline_s:g}"
+        )
+    return f"{len(linked)} links, at most {seconds:.1f} s of transfers a round on the slowest; {kernel}"
+
+
+def has_netem() -> bool:
+    """Whether the kernel has the netem queueing discipline, built in or as a module; False where nothing says so."""
+    modules = Path("/lib/modules") / platform.release()
+    lists = (Path("/proc/modules"), modules / "modules.builtin", modules / "modules.dep")
+    if any("sch_netem" in path.read_text(encoding="utf-8", errors="replace") for path in lists if path.exists()):
+        return True
+    config = Path("/proc/config.gz")
+    return config.exists() and b"\nCONFIG_NET_SCH_NETEM=" in gzip.decompress(config.read_bytes())

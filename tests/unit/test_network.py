@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from deploy.prepare import client_folder, link_folder, prepare, server_folder
+from scripts.doctor import _network
 from steelyard.config import ClientHalf, Experiment, load_experiment, load_half
 from steelyard.errors import UserError
 from steelyard.links import PROFILES, Profile
@@ -118,3 +119,14 @@ def test_a_mistake_is_one_line(tmp_path: Path, text: str, line: str) -> None:
         load_experiment(path)
     assert str(caught.value).startswith(f"{path} {line}")
     assert "\n" not in str(caught.value)
+
+
+def test_the_doctor_says_whether_the_transfers_fit_the_deadline(tmp_path: Path) -> None:
+    path = tmp_path / "experiment.toml"
+    path.write_text("name = 'x'\n[network]\nprofile = 'dsl'\n[model]\nname = 'resnet18'\n")
+    shaped = load_experiment(path)
+    # 11.3 million floats: 45.2 MB, 361.6 Mbit at 1 Mbit/s up and 11.3 down
+    with pytest.raises(UserError, match=r"more than the 394 s that at most 45\.2 MB down and up take"):
+        _network(shaped)
+    assert _network(load_experiment(path, ["protocol.round_deadline_s=400"])).startswith("10 links, at most 393.6 s")
+    assert _network(experiment()).startswith("no links needed; netem is ")
