@@ -27,6 +27,7 @@ from steelyard.bundle import read_arrays
 from steelyard.certificates import ClientTls
 from steelyard.config import ClientHalf, load_half
 from steelyard.decoder_store import ROLE_FILE
+from steelyard.devices import use_device
 from steelyard.errors import RefusedError, RunFailedError, UserError
 from steelyard.models import FlatModel
 from steelyard.transport.base import TensorPlane
@@ -67,7 +68,9 @@ class Client:
         transport = self.half.transport
         self._tls = ClientTls.load(folder / "certificates") if transport.certificates else None
         self._metadata = () if self._tls else (("steelyard-token", _token(folder)),)
-        self._make_plane = make_plane or (lambda channel: client_plane(transport, channel, self._metadata))
+        self._make_plane = make_plane or (
+            lambda channel: client_plane(transport, channel, self._metadata, self.half.device)
+        )
         self._attack = _attack(self.half, folder)
         self._refused = 0  # the last round whose update was refused for good, whatever session it was sent in
 
@@ -115,13 +118,13 @@ class Client:
                 return stay.is_over(handled + 1)
 
     def _work(self, session: Session, number: int) -> None:
-        global_D = torch.from_numpy(session.fetch(number))
+        global_D = torch.from_numpy(session.fetch(number)).to(self.half.device)
         with self._turn(number):
             started = time.monotonic()
             result = self._attack.update(number, global_D)
             seconds = time.monotonic() - started
             _linger(sum(slow.seconds(number, seconds) for slow in self.half.slowdowns))
-            session.submit(number, result.update_D.numpy())
+            session.submit(number, result.update_D.cpu().numpy())
         note = {"round": number, "seconds": round(seconds, 3), **result.notes}
         log.info("submitted %s", json.dumps(note))
 
@@ -162,13 +165,15 @@ def _token(folder: Path) -> str:
 
 
 def _attack(half: ClientHalf, folder: Path) -> Attack:
-    data = {name: torch.from_numpy(array.copy()) for name, array in read_arrays(folder / "data.safetensors").items()}
+    device = use_device(half.device, "[placement] clients")
+    arrays = read_arrays(folder / "data.safetensors")
+    data = {name: torch.from_numpy(array.copy()).to(device) for name, array in arrays.items()}
     state = folder / "state"
     state.mkdir(exist_ok=True)
     public = (data["public_images"], data["public_labels"]) if half.public else None
     others = [client for client in half.ring.clients if client != half.client] if half.ring else []
     resources = Resources(
-        model=FlatModel(half.model.name, half.shape),
+        model=FlatModel(half.model.name, half.shape, device),
         images=data["images"],
         labels=data["labels"],
         public=public,

@@ -22,6 +22,7 @@ THREADS = {
     "NUMEXPR_NUM_THREADS": "1",
     "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "1024",
 }
+DETERMINISM = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"}  # without it cuBLAS may sum in another order each time
 OTHERS = {
     "PYTHONUNBUFFERED": "1",
     "PYTHONHASHSEED": "0",
@@ -32,4 +33,4 @@ OTHERS = {
 def process_environment() -> dict[str, str]:
     """The complete environment for one process of a run, started by this one."""
     inherited = {name: os.environ[name] for name in INHERITED if name in os.environ}
-    return {**inherited, **THREADS, **OTHERS, LAUNCHER: str(os.getpid())}
+    return {**inherited, **THREADS, **DETERMINISM, **OTHERS, LAUNCHER: str(os.getpid())}

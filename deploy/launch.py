@@ -26,7 +26,7 @@ from deploy.boxes import prepare_boxed
 from deploy.containers import run_containers
 from deploy.decoders import check_decoder
 from deploy.elastic import run_torchrun
-from deploy.environment import THREADS, process_environment
+from deploy.environment import DETERMINISM, THREADS, process_environment
 from deploy.local import run_local
 from deploy.prepare import client_half, prepare, server_half
 from steelyard.bundle import write_text
@@ -301,6 +301,7 @@ def provenance() -> dict[str, Any]:
         "python": platform.python_version(),
         "versions": {name: _version(name) for name in packages},
         "threads": THREADS,
+        "determinism": DETERMINISM,
         "revision": _revision(),
     }
 

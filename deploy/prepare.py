@@ -81,6 +81,7 @@ def server_half(experiment: Experiment, shape: Shape, roster: tuple[RosterEntry,
         protocol=experiment.protocol,
         transport=experiment.transport,
         clients=experiment.clients.count,
+        device=experiment.placement.server,
     )
 
 
@@ -99,6 +100,7 @@ def client_half(experiment: Experiment, shape: Shape, client: int) -> ClientHalf
         stay=experiment.clients.stays[client],
         ring=Ring(clients=ring, seed=derive_seed(experiment.seed, "client", ring[0])) if ring else None,
         slowdowns=experiment.network.slowdowns_of(client),
+        device=experiment.placement.client(client),
     )
 
 

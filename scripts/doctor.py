@@ -8,12 +8,15 @@ import os
 import platform
 import shutil
 import socket
+import subprocess
+import sys
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from deploy.decoders import check_decoder
-from deploy.launch import check_roles
+from deploy.environment import process_environment
+from deploy.launch import CHECK_TIMEOUT_S, check_roles
 from steelyard.config import Experiment, load_experiment
 from steelyard.data.deal import deal
 from steelyard.errors import SteelyardError, UserError
@@ -46,6 +49,7 @@ def act(arguments: argparse.Namespace) -> int:
         "data": lambda: _data(experiment),
         "roles": lambda: _roles(experiment),
         "address": lambda: _address(experiment),
+        "tensors": lambda: _tensors(experiment),
         "certificates": lambda: _certificates(experiment),
         "disk": lambda: _disk(experiment, arguments.out),
         "processes": lambda: _processes(experiment),
@@ -92,6 +96,27 @@ def _address(experiment: Experiment) -> str:
     except (OSError, ValueError) as error:
         raise UserError(f"{experiment.transport.address} can't be bound: {error}; set [transport] address") from None
     return f"{experiment.transport.address} is free"
+
+
+def _tensors(experiment: Experiment) -> str:
+    """Whether the tensor plane and the devices can be had on this host, asked of a process that may load torch."""
+    transport, placement = experiment.transport, experiment.placement
+    devices = {placement.server, *map(placement.client, experiment.clients.present)} - {"cpu"}
+    if not transport.is_collective and not devices:
+        return f"{transport.tensors}, on the control plane's own port; every process computes on the CPU"
+    command = [sys.executable, "-m", "steelyard.transport.check", transport.tensors, transport.interface]
+    done = subprocess.run(
+        [*command, *sorted(devices)],
+        env=process_environment(),
+        capture_output=True,
+        text=True,
+        timeout=CHECK_TIMEOUT_S,
+        check=False,
+    )
+    if done.returncode:
+        words = done.stderr.strip().splitlines() or ["the check left no word"]
+        raise UserError(words[-1].removeprefix("steelyard: "))
+    return done.stdout.strip()
 
 
 def _certificates(experiment: Experiment) -> str:

@@ -77,7 +77,8 @@ def _serve(
     workers = ThreadPoolExecutor(4 * len(roster.clients) + 8, thread_name_prefix="grpc")
     server = grpc.server(workers, options=server_options())
     if make_plane is None:
-        coordinator.attach(add_server_plane(server, half.transport, roster.identify, coordinator.bytes_arrived))
+        hear = coordinator.bytes_arrived
+        coordinator.attach(add_server_plane(server, half.transport, roster.identify, hear, half.device))
     else:
         coordinator.attach(make_plane(coordinator.bytes_arrived))
     FederationService(coordinator, roster, half.transport.timeout_s).add_to(server)

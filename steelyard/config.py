@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from steelyard.errors import UserError
-from steelyard.network import NetworkConfig, Slowdown, check_network, in_hash
+from steelyard.network import NetworkConfig, Slowdown, check_network
 from steelyard.parsing import NonNegative, NonNegativeFloat, Positive, PositiveFloat, parse
 from steelyard.participation import Stay, check_rounds, check_schedule, stays
+from steelyard.placement import PlacementConfig, check_placement
 from steelyard.transport.settings import TransportConfig, check_transport
 
 LAUNCHERS_KEYS = ("clients", "compare_honest", "knowledge", "collude")  # of [attack]; the rest is the attack's own
@@ -149,6 +150,7 @@ class Experiment:
     transport: TransportConfig = field(default_factory=TransportConfig)
     network: NetworkConfig = field(default_factory=NetworkConfig)
     recording: RecordingConfig = field(default_factory=RecordingConfig)
+    placement: PlacementConfig = field(default_factory=PlacementConfig)
 
     @property
     def attackers(self) -> tuple[int, ...]:
@@ -188,11 +190,15 @@ class Experiment:
     def digest(self) -> str:
         """Names what decides the results: 10 hex digits of SHA-256 over all but the rest.
 
-        The rest: name, transport, data folder and the number of scoring workers.
+        The rest: name, transport, data folder, the number of scoring workers, and of the devices all but their kind.
         """
         table = asdict(self)
-        del table["name"], table["transport"], table["network"]
-        table |= in_hash(self.network)
+        del table["name"], table["transport"]
+        younger = {"network": self.network != NetworkConfig(), "placement": self.placement.kinds}
+        table["placement"] = self.placement.kinds
+        for section, counts in younger.items():  # at its default it is left out, so that older hashes stay
+            if not counts:
+                del table[section]
         del table["data"]["folder"]
         del table["scoring"]["workers"]
         text = json.dumps(table, sort_keys=True, separators=(",", ":"))
@@ -240,6 +246,7 @@ class ServerHalf:
     protocol: ProtocolConfig
     transport: TransportConfig
     clients: NonNegative = 0
+    device: str = "cpu"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -269,6 +276,7 @@ class ClientHalf:
     stay: Stay = field(default_factory=Stay)
     ring: Ring | None = None
     slowdowns: tuple[Slowdown, ...] = ()
+    device: str = "cpu"
 
 
 def load_experiment(path: Path, overrides: Sequence[str] = ()) -> Experiment:
@@ -361,7 +369,15 @@ def _cross_check(experiment: Experiment, where: str) -> None:
     names = [table.get("name") for table in experiment.evaluators]
     if not all(isinstance(name, str) and name for name in names) or len(set(names)) != len(names):
         raise UserError(f"{where} [[evaluators]]: each needs a `name` of its own, got {', '.join(map(repr, names))}")
-    check_transport(experiment.transport, f"{where} [transport]")
+    transport = experiment.transport
+    check_transport(transport, f"{where} [transport]")
+    check_placement(
+        experiment.placement,
+        clients=experiment.clients.present,
+        nccl=transport.tensors == "nccl",
+        one_host=not transport.certificates,
+        where=f"{where} [placement]",
+    )
     if experiment.attack:
         _check_attack(experiment, f"{where} [attack]")
 

@@ -124,11 +124,6 @@ class NetworkConfig(LineConfig):
         )
 
 
-def in_hash(network: NetworkConfig) -> dict[str, Any]:
-    """What the experiment's hash covers: nothing while the section is at its default."""
-    return {} if network == NetworkConfig() else {"network": asdict(network)}
-
-
 def check_network(network: NetworkConfig, stays: Mapping[int, Stay], rounds: int, tensors: str, where: str) -> None:
     """Check what no single field can say.
 

@@ -12,7 +12,7 @@ import torch
 from torch.nn import functional
 
 from steelyard.config import Shape
-from steelyard.errors import UserError
+from steelyard.devices import use_device
 from steelyard.models import FlatModel
 from steelyard.scoring.outcome import MAX_LOSS, Outcome
 from steelyard.scoring.paths import make_path
@@ -83,10 +83,5 @@ def on_device(model: FlatModel, device: Device, worker: int = 0) -> FlatModel:
     """
     if device == "cpu":
         return model
-    if not torch.cuda.is_available():
-        raise UserError("[scoring] device = 'cuda': a CUDA device expected, torch sees none here; set device = 'cpu'")
-    # The same result for the same state, and float32 that is float32.
-    torch.backends.cudnn.deterministic = True
-    torch.backends.cudnn.allow_tf32 = False
-    torch.backends.cuda.matmul.allow_tf32 = False
+    use_device(device, "[scoring] device")
     return FlatModel(model.name, model.shape, f"cuda:{worker % torch.cuda.device_count()}")

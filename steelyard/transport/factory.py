@@ -16,6 +16,7 @@ def add_server_plane(
     transport: TransportConfig,
     authenticate: Callable[[grpc.ServicerContext], int],
     on_bytes: Callable[[int, int], None],
+    device: str = "cpu",
 ) -> TensorPlane:
     """The server's end, offered by a gRPC server that has not started yet.
 
@@ -24,6 +25,7 @@ def add_server_plane(
         transport: names the plane.
         authenticate: the calling client's index in the roster, or `RefusedError`.
         on_bytes: hears of bytes that arrive: the client's index and their number.
+        device: with nccl, the server's GPU.
 
     Raises:
         UserError: the plane can't be had here.
@@ -31,7 +33,7 @@ def add_server_plane(
     if transport.is_collective:
         from steelyard.transport.collective_server import CollectiveServerPlane
 
-        plane = CollectiveServerPlane(transport, authenticate, on_bytes)
+        plane = CollectiveServerPlane(transport, authenticate, on_bytes, device)
         plane.add_to(server)
         return plane
     streams = GrpcServerPlane(authenticate, transport.chunk_bytes, on_bytes)
@@ -40,9 +42,12 @@ def add_server_plane(
 
 
 def client_plane(
-    transport: TransportConfig, channel: grpc.Channel, metadata: Sequence[tuple[str, str]] = ()
+    transport: TransportConfig,
+    channel: grpc.Channel,
+    metadata: Sequence[tuple[str, str]] = (),
+    device: str = "cpu",
 ) -> TensorPlane:
-    """A client's end, over the channel of its control plane.
+    """A client's end, over the channel of its control plane; `device` is its GPU, with nccl.
 
     Raises:
         UserError: the plane can't be had here.
@@ -50,5 +55,5 @@ def client_plane(
     if transport.is_collective:
         from steelyard.transport.collective_client import CollectiveClientPlane
 
-        return CollectiveClientPlane(transport, channel, metadata)
+        return CollectiveClientPlane(transport, channel, metadata, device)
     return GrpcClientPlane(channel, metadata, transport.chunk_bytes, transport.timeout_s)

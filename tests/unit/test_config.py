@@ -212,7 +212,7 @@ def another(value: Any) -> Any:
     return value + "x" if isinstance(value, str) else (value or 0) + 1
 
 
-IN_NO_RESULT = ("name", "data.folder", "scoring.workers")
+IN_NO_RESULT = ("name", "data.folder", "scoring.workers", "placement.server")
 
 
 @pytest.mark.parametrize(("name", "changed"), list(leaves(Experiment(name="x"))), ids=lambda value: str(value)[:40])

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from deploy.environment import INHERITED, OTHERS, THREADS, process_environment
+from deploy.environment import DETERMINISM, INHERITED, OTHERS, THREADS, process_environment
 from steelyard.process import LAUNCHER
 
 HOSTILE = {
@@ -46,9 +46,10 @@ def hostile_shell(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("hostile_shell")
 def test_nothing_of_a_shell_is_inherited_but_what_the_list_names() -> None:
     environment = process_environment()
-    assert set(environment) <= {*INHERITED, *THREADS, *OTHERS, LAUNCHER}
+    assert set(environment) <= {*INHERITED, *THREADS, *DETERMINISM, *OTHERS, LAUNCHER}
     assert {name: environment[name] for name in set(environment) - set(INHERITED)} == {
         **THREADS,
+        **DETERMINISM,
         **OTHERS,
         LAUNCHER: str(os.getpid()),
     }
@@ -62,7 +63,7 @@ def test_no_inherited_variable_is_one_that_could_change_a_bit() -> None:
         assert not name.startswith(
             ("OMP", "MKL", "OPENBLAS", "ONEDNN", "DNNL", "KMP", "GOMP", "ATEN", "TORCH", "PYTHON")
         )
-    assert not set(INHERITED) & {*THREADS, *OTHERS}
+    assert not set(INHERITED) & {*THREADS, *DETERMINISM, *OTHERS}
 
 
 def test_every_library_is_told_to_use_one_thread() -> None:
