@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from steelyard.errors import UserError
 from steelyard.links import PROFILES, Profile, ProfileName

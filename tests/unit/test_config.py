@@ -208,7 +208,7 @@ def another(value: Any) -> Any:
     if isinstance(value, dict):
         return {**value, "name": "another"}
     if isinstance(value, tuple):
-        return (*value, {"name": "another"})
+        return (*value, "another" if value and isinstance(value[0], str) else {"name": "another"})
     return value + "x" if isinstance(value, str) else (value or 0) + 1
 
 
