@@ -1,6 +1,6 @@
 """Cuts an experiment into one self-contained folder per role; a process or container is handed its own alone.
 
-    server/     half.json, data.safetensors (validation and test sets), certificates/
+    server/     half.json, data.safetensors (validation and test sets; the root set if declared), certificates/
     link-3/     link.json (the line's figures, whom to dial), only where [network] puts a link before the client
     client-3/   half.json, data.safetensors (its shard; the public set if declared), token or certificates/, and for an
                 attacker decoder.safetensors if the experiment names one trained beforehand
@@ -82,6 +82,8 @@ def server_half(experiment: Experiment, shape: Shape, roster: tuple[RosterEntry,
         transport=experiment.transport,
         clients=experiment.clients.count,
         device=experiment.placement.server,
+        training=experiment.training,
+        defence=experiment.defence,
     )
 
 
@@ -120,6 +122,7 @@ def _write_server(experiment: Experiment, dealt: Deal, tokens: dict[int, str], f
             "validation_labels": dealt.validation.labels,
             "test_images": dealt.test.images,
             "test_labels": dealt.test.labels,
+            **({"root_images": dealt.root.images, "root_labels": dealt.root.labels} if len(dealt.root) else {}),
         },
     )
     if secure:

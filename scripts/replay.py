@@ -110,15 +110,13 @@ def _compare(
 ) -> bool:
     import torch
 
-    from steelyard.aggregation.fedavg import fedavg
     from steelyard.recording import read_vector
 
     equal = total = models = 0
     rows: list[Row] = []
     rounds = [closed for closed in recordings.closed_rounds() if (str(closed.round)) in {key[0] for key in live}]
     for closed in rounds:
-        recorded = scorer.read(closed)
-        next_D = fedavg(recorded.global_D, recorded.updates, recorded.samples)
+        next_D = scorer.join(closed).next_D
         models += torch.equal(next_D, torch.from_numpy(read_vector(recordings.global_file(closed.round + 1)).copy()))
         for row in scorer.rows(closed, spent=_spent(live, closed)):
             total += 1

@@ -17,6 +17,7 @@ from server.rounds import RoundMachine
 from server.service import FederationService
 from server.sessions import Sessions
 from server.settlement import Settlement
+from steelyard.aggregation import make_defence
 from steelyard.bundle import read_arrays
 from steelyard.certificates import ServerTls
 from steelyard.config import ServerHalf, load_half
@@ -30,9 +31,10 @@ FAREWELL_S = 5.0  # how long a finished server waits for its clients to leave
 
 
 def check(path: Path) -> None:
-    """Validate a server half without running it: unknown evaluators and parameters are `UserError`s."""
+    """Validate a server half without running it: unknown plug-ins and parameters are `UserError`s."""
     half = load_half(ServerHalf, path)
     make_evaluators(half.evaluators, len(half.roster))
+    make_defence(half.defence, len(half.roster))
 
 
 def serve(

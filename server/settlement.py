@@ -15,10 +15,9 @@ import torch
 
 from server.ledger import Ledger
 from steelyard import bundle
-from steelyard.aggregation.fedavg import fedavg
 from steelyard.config import ServerHalf
 from steelyard.recording import ClosedRound, Recordings
-from steelyard.report.suspicion import norms_and_cosines
+from steelyard.report.suspicion import norms_and_cosines, told
 from steelyard.scoring.replay import RoundScorer
 from steelyard.seeding import torch_generator
 from steelyard.training import evaluate
@@ -70,21 +69,21 @@ class Settlement:
         """Aggregate and score one closed round; the next round's global model and all rows are durable on return."""
         started = time.monotonic()
         recorded = self._scorer.read(closed)
-        next_D = fedavg(recorded.global_D, recorded.updates, recorded.samples)
+        joined = self._scorer.join(closed)
+        next_D = joined.next_D
         manifest = bundle.write(self._recordings.global_file(closed.round + 1), self.specs, bundle.raw(next_D.numpy()))
         accuracy, loss = evaluate(self._scorer.model, next_D, *self._test)
         trainable = self._scorer.model.layout.trainable
         updates_ND = np.stack([update_D[:trainable].numpy() for update_D in recorded.updates] or [np.zeros(trainable)])
-        figures = zip(recorded.clients, *(figure.tolist() for figure in norms_and_cosines(updates_ND)), strict=False)
-        total = sum(recorded.samples)
+        weights, suspicion = told(recorded.clients, recorded.samples, joined.verdict, norms_and_cosines(updates_ND))
         metrics = {
             "round": closed.round,
             "accuracy": accuracy,
             "loss": loss,
             "participants": _join(sorted((*closed.received, *closed.missing))),
             "missing": _join(closed.missing),
-            "weights": _join(f"{k}:{n / total!r}" for k, n in zip(recorded.clients, recorded.samples, strict=True)),
-            "suspicion": _join(f"{k}:{norm!r}:{cosine!r}" for k, norm, cosine in figures),
+            "weights": weights,
+            "suspicion": suspicion,
             "model_sha256": manifest.sha256,
         }
         pace = Pace(FIRST_WORD_S, NEXT_WORD_S, time.monotonic())

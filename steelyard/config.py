@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from steelyard.defence import defence_config
 from steelyard.errors import UserError
 from steelyard.network import NetworkConfig, Slowdown, check_network
 from steelyard.parsing import NonNegative, NonNegativeFloat, Positive, PositiveFloat, parse
@@ -144,6 +145,7 @@ class Experiment:
     training: TrainingConfig = field(default_factory=TrainingConfig)
     clients: ClientsConfig = field(default_factory=ClientsConfig)
     attack: dict[str, Any] = field(default_factory=dict)
+    defence: dict[str, Any] = field(default_factory=dict)
     evaluators: tuple[dict[str, Any], ...] = EVALUATORS
     scoring: ScoringConfig = field(default_factory=ScoringConfig)
     protocol: ProtocolConfig = field(default_factory=ProtocolConfig)
@@ -194,7 +196,11 @@ class Experiment:
         """
         table = asdict(self)
         del table["name"], table["transport"]
-        younger = {"network": self.network != NetworkConfig(), "placement": self.placement.kinds}
+        younger = {
+            "defence": self.defence,
+            "network": self.network != NetworkConfig(),
+            "placement": self.placement.kinds,
+        }
         table["placement"] = self.placement.kinds
         for section, counts in younger.items():  # at its default it is left out, so that older hashes stay
             if not counts:
@@ -233,7 +239,8 @@ class ServerHalf:
     """The server's half of an experiment. It has no word of who attacks; a test holds it to that.
 
     Not even the experiment's name: people name an experiment after its attack. `clients` counts the absent ones too,
-    who are not on the roster and whose values are 0 (0: there is nobody else).
+    who are not on the roster and whose values are 0 (0: there is nobody else). `training` is what a rule of `defence`
+    that trains on the server's own samples does as a client would.
     """
 
     seed: int
@@ -247,6 +254,8 @@ class ServerHalf:
     transport: TransportConfig
     clients: NonNegative = 0
     device: str = "cpu"
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    defence: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -378,6 +387,7 @@ def _cross_check(experiment: Experiment, where: str) -> None:
         one_host=not transport.certificates,
         where=f"{where} [placement]",
     )
+    defence_config(experiment.defence, f"{where} [defence]")
     if experiment.attack:
         _check_attack(experiment, f"{where} [attack]")
 

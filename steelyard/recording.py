@@ -4,6 +4,7 @@
     recordings/round-0001/client-00.safetensors   an accepted update: trained state minus global state
     recordings/round-0001/closed.json             who took part, whose update arrived, void or not, and why it closed
     recordings/round-0001/evaluators.safetensors  what evaluators carry on from the last settled round
+    recordings/round-0001/defence.safetensors     what the defence carries on from it, if it carries anything
 
 The model after the last round is the `global` of the round that would follow.
 """
@@ -59,6 +60,10 @@ class Recordings:
     def state_file(self, number: int) -> Path:
         """Where lies what the evaluators carry on from a settled round."""
         return self.round_folder(number) / "evaluators.safetensors"
+
+    def defence_file(self, number: int) -> Path:
+        """Where lies what the defence carries on from a settled round."""
+        return self.round_folder(number) / "defence.safetensors"
 
     def updates(self, number: int) -> dict[int, Path]:
         """The accepted updates of a round by client."""

@@ -98,7 +98,9 @@ class Cell:
     @property
     def title(self) -> str:
         """What a person calls it."""
-        return " ".join([self.variant, *(f"{key}={value}" for key, value in self.point.items()), f"seed={self.seed}"])
+        return " ".join(
+            [self.variant, *(f"{key}={value_text(value)}" for key, value in self.point.items()), f"seed={self.seed}"]
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -204,6 +206,16 @@ def _flat(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
             yield from _flat(value, f"{prefix}{key}.")
         else:
             yield prefix + key, value
+
+
+def value_text(value: Any) -> str:
+    """A grid value as text; a table by its name and its other keys: "krum(f=2)"."""
+    if isinstance(value, list):
+        return "+".join(map(value_text, value))
+    if not isinstance(value, Mapping):
+        return str(value)
+    rest = ",".join(f"{key}={value_text(item)}" for key, item in value.items() if key != "name")
+    return f"{value.get('name', '')}({rest})" if rest else str(value.get("name", ""))
 
 
 def _seeds(values: Any, where: str) -> tuple[int, ...]:

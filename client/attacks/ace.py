@@ -17,8 +17,8 @@ from typing import Annotated, Literal
 import torch
 
 from client.attacks.base import Resources, Result
-from client.attacks.lbfgs import hessian_times
 from client.attacks.memory import Memory
+from steelyard.lbfgs import hessian_times
 from steelyard.parsing import NonNegative, NonNegativeFloat, Range
 
 

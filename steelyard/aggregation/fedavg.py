@@ -29,12 +29,18 @@ def fedavg(global_D: torch.Tensor, updates: Sequence[torch.Tensor], samples: Seq
     if not updates:
         return global_D.clone()
     total = sum(samples)
-    step_D = updates[0] * (samples[0] / total)
-    scaled_D = torch.empty_like(step_D)
-    for update_D, n in zip(updates[1:], samples[1:], strict=True):
-        torch.mul(update_D, n / total, out=scaled_D)
-        step_D += scaled_D
+    step_D = weighted_sum(updates, [n / total for n in samples])
     step_D += global_D
+    return step_D
+
+
+def weighted_sum(updates: Sequence[torch.Tensor], weights: Sequence[float]) -> torch.Tensor:
+    """The weighted sum of at least one update [D] in the given order; a new tensor."""
+    step_D = updates[0] * weights[0]
+    scaled_D = torch.empty_like(step_D)
+    for update_D, weight in zip(updates[1:], weights[1:], strict=True):
+        torch.mul(update_D, weight, out=scaled_D)
+        step_D += scaled_D
     return step_D
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
@@ -115,24 +116,31 @@ def norm_suspicion(norms: Mapping[int, float]) -> dict[int, float]:
     return {client: abs(norm - median) for client, norm in norms.items()}
 
 
-def lightened(weights: Sequence[Mapping[int, float]], samples: Sequence[int], client: int) -> float | None:
+def lightened(
+    weights: Sequence[Mapping[int, float]],
+    samples: Sequence[int],
+    client: int,
+    due: Sequence[Mapping[int, float]] = (),
+) -> float | None:
     """The fraction of the client's rounds in which it weighed less in the aggregate than its samples say.
 
     That is what clipping, down-weighting and dropping have in common: its weight, as a part of all weights of the
-    round, is below n_k / n over the same clients. Our choice.
+    round, is below n_k / n over the same clients (below its due, where a rule weighs clients otherwise). Our choice.
 
     Args:
         weights: each round's weights by participating client.
         samples: n_k of every client.
         client: whose.
+        due: each round's weights if nobody were suspected; an empty mapping, or none at all, means n_k / n.
 
     Returns:
         None when the client was in no round.
     """
     light = []
-    for round_ in weights:
+    for round_, fair_round in zip_longest(weights, due, fillvalue={}):
         if client in round_:
-            fair = samples[client] / math.fsum(samples[k] for k in round_) * math.fsum(round_.values())
+            fair_of = fair_round or {k: float(samples[k]) for k in round_}
+            fair = fair_of[client] / math.fsum(fair_of[k] for k in round_) * math.fsum(round_.values())
             light.append(1.0 if round_[client] < fair * (1 - WEIGHT_TOLERANCE) else 0.0)
     return math.fsum(light) / len(light) if light else None
 

@@ -37,7 +37,11 @@ class Scores:
 
 @dataclass(frozen=True, kw_only=True)
 class RoundMetrics:
-    """One row of metrics.csv; accuracy and loss are the global model's on the test set after the round."""
+    """One row of metrics.csv; accuracy and loss are the global model's on the test set after the round.
+
+    `due` (what each client would weigh if nobody were suspected) and `suspicion` (the rule's own) are empty without a
+    defence.
+    """
 
     round: int
     accuracy: float
@@ -45,8 +49,10 @@ class RoundMetrics:
     participants: tuple[int, ...]
     missing: tuple[int, ...]
     weights: dict[int, float]
+    due: dict[int, float]
     norms: dict[int, float]
     cosines: dict[int, float]
+    suspicion: dict[int, float]
     seconds: float
 
 
@@ -130,16 +136,19 @@ def _scores_of(rows: list[dict[str, str]], name: str) -> Scores:
 
 
 def _metrics(row: dict[str, str]) -> RoundMetrics:
-    suspicion = [pair.split(":") for pair in row["suspicion"].split()]
+    weights = [group.split(":") for group in row["weights"].split()]
+    suspicion = [group.split(":") for group in row["suspicion"].split()]
     return RoundMetrics(
         round=int(row["round"]),
         accuracy=float(row["accuracy"]),
         loss=float(row["loss"]),
         participants=_indices(row["participants"]),
         missing=_indices(row["missing"]),
-        weights={int(client): float(weight) for client, weight in (pair.split(":") for pair in row["weights"].split())},
-        norms={int(client): float(norm) for client, norm, _ in suspicion},
-        cosines={int(client): float(cosine) for client, _, cosine in suspicion},
+        weights={int(client): float(weight) for client, weight, *_ in weights},
+        due={int(client): float(due[0]) for client, _, *due in weights if due},
+        norms={int(client): float(norm) for client, norm, _, *_ in suspicion},
+        cosines={int(client): float(cosine) for client, _, cosine, *_ in suspicion},
+        suspicion={int(client): float(own[0]) for client, _, _, *own in suspicion if own},
         seconds=float(row["seconds"]),
     )
 

@@ -6,10 +6,15 @@ are worked in blocks: a large model needs no second copy of its updates. Takes n
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from steelyard.aggregation.base import Verdict
+
+Floats = NDArray[np.float64]
 
 BLOCK = 2**16
 
@@ -36,3 +41,31 @@ def norms_and_cosines(updates_ND: Any) -> tuple[NDArray[np.float64], NDArray[np.
     lengths = norms * np.sqrt(median_square)
     cosines = np.divide(products, lengths, out=np.zeros(n), where=lengths > 0)
     return norms, 1.0 - np.clip(cosines, -1.0, 1.0)
+
+
+def told(
+    clients: Sequence[int], samples: Sequence[int], verdict: Verdict | None, figures: tuple[Floats, Floats]
+) -> tuple[str, str]:
+    """A round's weights and suspicions as metrics.csv has them.
+
+    Args:
+        clients: whose updates counted, in client order.
+        samples: n_k of each of them.
+        verdict: the defence's, if there is one.
+        figures: norms and cosine distances of the updates.
+
+    Returns:
+        "client:weight" and "client:norm:cosine" per client; a defence adds each client's due weight to the one and the
+        rule's own suspicion to the other.
+    """
+    if verdict is None:
+        total = sum(samples)
+        weights, suspicions = [np.array([n / total for n in samples])], list(figures)
+    else:
+        weights, suspicions = [verdict.weights_n, verdict.due_n], [*figures, verdict.suspicion_n]
+    return _cells(clients, weights), _cells(clients, suspicions)
+
+
+def _cells(clients: Sequence[int], columns: Sequence[Floats]) -> str:
+    rows = zip(clients, *columns, strict=False)  # a round without updates has a figure of nobody
+    return " ".join(":".join([str(client), *(repr(float(figure)) for figure in row)]) for client, *row in rows)

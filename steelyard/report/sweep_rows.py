@@ -17,7 +17,7 @@ from steelyard.config import Experiment
 from steelyard.errors import UserError
 from steelyard.report import measures
 from steelyard.report.records import read_metrics
-from steelyard.sweep import HONEST, Cell, absent
+from steelyard.sweep import HONEST, Cell, absent, value_text
 
 Table = Mapping[str, Any]
 REVISION = "revision"
@@ -87,7 +87,7 @@ class Row:
 
 def point_key(point: Table) -> str:
     """A grid point as text: "data.alpha=0.3"; "" where the grid has one point."""
-    return " ".join(f"{key}={value}" for key, value in point.items())
+    return " ".join(f"{key}={value_text(value)}" for key, value in point.items())
 
 
 def read_rows(cells: Sequence[Cell], out: Path) -> list[Row]:
@@ -125,7 +125,7 @@ def rows_as_csv(rows: Sequence[Row]) -> str:
     for row in rows:
         values = asdict(row)
         values["absent"] = " ".join(map(str, row.absent))
-        writer.writerow([*(row.point[key] for key in keys), *(_cell(values[name]) for name in names)])
+        writer.writerow([*(value_text(row.point[key]) for key in keys), *(_cell(values[name]) for name in names)])
     return text.getvalue()
 
 
@@ -237,6 +237,7 @@ def _suspicion(stealth: Table | None) -> dict[str, Any]:
 def _lightened(run: Path, summary: Table, attackers: Sequence[int]) -> dict[int, dict[str, Any]]:
     """How often each attacker weighed less than its samples say, and how often a benign client did."""
     samples, metrics = summary["data"]["samples"], read_metrics(run)
-    often = [measures.lightened([row.weights for row in metrics], samples, client) for client in range(len(samples))]
+    weights, due = [row.weights for row in metrics], [row.due for row in metrics]
+    often = [measures.lightened(weights, samples, client, due) for client in range(len(samples))]
     benign = measures.mean_over_rounds([often[k] for k in range(len(samples)) if k not in attackers])
     return {k: {"lightened_client": often[k], "lightened_benign": benign} for k in attackers}

@@ -11,6 +11,7 @@ from typing import Literal
 import numpy as np
 import torch
 
+from steelyard.aggregation.round import JoinedRound
 from steelyard.errors import UserError
 from steelyard.models import Layout
 from steelyard.scoring.coalitions import Floats
@@ -32,6 +33,7 @@ class PlayedRound:
         global_D: the state that the round began with.
         updates: the members' updates, float32 [D] each.
         progress: told by every game of the round what `Utility.round` tells.
+        joined: the defence that makes the coalitions' models, if it is to.
     """
 
     def __init__(
@@ -47,6 +49,7 @@ class PlayedRound:
         global_D: torch.Tensor,
         updates: tuple[torch.Tensor, ...],
         progress: Progress | None = None,
+        joined: JoinedRound | None = None,
     ) -> None:
         self.number, self.last = number, last
         self.clients, self.samples, self.members = len(samples), samples, members
@@ -55,7 +58,7 @@ class PlayedRound:
         self._global, self._progress = global_D, progress
         self.global_D: Vectors = global_D.numpy()
         self.updates_nD: tuple[Vectors, ...] = tuple(update_D.numpy() for update_D in updates)
-        self._game = utility.round(global_D, updates, [samples[k] for k in members], progress)
+        self._game = utility.round(global_D, updates, [samples[k] for k in members], progress, joined)
 
     def view(self, metric: Literal["accuracy", "loss"]) -> RoundView:
         """The round's game; all views share its outcomes."""
@@ -90,6 +93,6 @@ class PlayedRound:
         samples: tuple[int, ...],
         metric: Literal["accuracy", "loss"],
     ) -> RoundView:
-        """The game of other updates to another state, with nothing known yet."""
+        """The game of other updates to another state, with nothing known yet; its coalitions are weighted means."""
         updates = [torch.from_numpy(update_D.copy()) for update_D in updates_nD]
         return self._utility.round(torch.from_numpy(global_D.copy()), updates, samples, self._progress).view(metric)

@@ -75,6 +75,7 @@ class WorkerPool:
         global_D: np.ndarray[Any, Any],
         updates: Sequence[np.ndarray[Any, Any]],
         samples: Sequence[int],
+        defence: tuple[Mapping[str, Any], Mapping[str, np.ndarray[Any, Any]]] | None = None,
     ) -> None:
         """Tell the workers which round the next coalitions are of, unless the token says that they know it."""
         if self._round is token:
@@ -82,9 +83,10 @@ class WorkerPool:
         self._rounds += 1
         path = self._folder / f"round-{self._rounds}.safetensors"
         with self._all_or_none():
-            write_arrays(path, {"global": global_D, **{f"update-{k}": D for k, D in enumerate(updates)}})
+            words, arrays = defence or ({}, {})
+            write_arrays(path, {"global": global_D, **{f"update-{k}": D for k, D in enumerate(updates)}, **arrays})
             for worker in self._workers:
-                self._ask(worker, {"round": str(path), "samples": list(samples)})
+                self._ask(worker, {"round": str(path), "samples": list(samples), "defence": words})
         (self._folder / f"round-{self._rounds - 1}.safetensors").unlink(missing_ok=True)
         self._round = token
 

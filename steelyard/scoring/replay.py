@@ -7,7 +7,6 @@ same processor type.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,19 +21,10 @@ from steelyard.scoring.coalitions import Floats
 from steelyard.scoring.evaluators import make_evaluators
 from steelyard.scoring.evaluators.base import Fold, State
 from steelyard.scoring.gradient import validation_gradient
+from steelyard.scoring.joiner import Joined, Joiner, RecordedRound
 from steelyard.scoring.played import PlayedRound
 from steelyard.scoring.score import score_round
 from steelyard.scoring.utility import Progress, Utility
-
-
-@dataclass(frozen=True, kw_only=True)
-class RecordedRound:
-    """What a closed round's game is played on: the clients whose updates count, in client order (none if void)."""
-
-    clients: tuple[int, ...]
-    global_D: torch.Tensor
-    updates: tuple[torch.Tensor, ...]
-    samples: tuple[int, ...]
 
 
 class RoundScorer:
@@ -48,6 +38,7 @@ class RoundScorer:
         data: holds validation_images [V, channels, height, width] and validation_labels [V].
         recordings: where models and updates lie.
         evaluators: `[[evaluators]]` tables to score with instead of the experiment's.
+        defence: a `[defence]` table to join updates by instead of the experiment's.
     """
 
     def __init__(
@@ -56,6 +47,7 @@ class RoundScorer:
         data: dict[str, np.ndarray[Any, Any]],
         recordings: Recordings,
         evaluators: Sequence[Mapping[str, Any]] | None = None,
+        defence: Mapping[str, Any] | None = None,
     ) -> None:
         self._seed, self._rounds = half.seed, half.rounds
         self._samples = {entry.client: entry.samples for entry in half.roster}
@@ -71,6 +63,7 @@ class RoundScorer:
         )
         self._inner_batch = half.scoring.inner_batch
         self.model = FlatModel(half.model.name, half.shape)
+        self._joiner = Joiner(half, half.defence if defence is None else defence, self.model, data, recordings)
         self._utility = Utility(
             self.model,
             *self._validation,
@@ -101,6 +94,7 @@ class RoundScorer:
         Raises:
             UserError: the round's checkpoint is missing.
         """
+        self._joiner.resume(number)
         self._states, self._folded = {}, number
         folds = [named.name for named in self._evaluators if isinstance(named.evaluator, Fold)]
         if number and folds:
@@ -109,7 +103,8 @@ class RoundScorer:
                 self._states.setdefault(name, {})[part] = array.copy()
 
     def checkpoint(self, number: int) -> None:
-        """Write down, atomically and durably, what the evaluators carry on from a round that was just scored."""
+        """Write down, atomically and durably, what evaluators and defence carry on from the round just scored."""
+        self._joiner.checkpoint(number)
         arrays = {f"{name}/{part}": array for name, state in self._states.items() for part, array in state.items()}
         if any(isinstance(named.evaluator, Fold) for named in self._evaluators):
             write_arrays(self._recordings.state_file(number), arrays)
@@ -118,6 +113,11 @@ class RoundScorer:
         """Remove the checkpoint of a round that is no longer the last one settled."""
         if number:
             self._recordings.state_file(number).unlink(missing_ok=True)
+            self._recordings.defence_file(number).unlink(missing_ok=True)
+
+    def join(self, closed: ClosedRound) -> Joined:
+        """A round's updates joined: the next global model, and what the defence says of each of them."""
+        return self._joiner.join(closed, self.read(closed))
 
     def rows(
         self, closed: ClosedRound, progress: Progress | None = None, spent: Mapping[str, int] | None = None
@@ -134,6 +134,7 @@ class RoundScorer:
             spent: the calls of each evaluator when the round was scored before; see `score_round`.
         """
         recorded = self.read(closed)
+        self._joiner.join(closed, recorded)
         round_ = self._played(closed, recorded, self._told(progress, len(recorded.clients)))
         results = score_round(
             round_,
@@ -143,6 +144,7 @@ class RoundScorer:
             states=self._states,
             spent=spent,
         )
+        self._joiner.advance()
         states = {result.evaluator: result.state for result in results if result.state is not None}
         assert not states or closed.round == self._folded + 1, "rounds in order: what folds carry on depends on it"
         self._states, self._folded = states, closed.round
@@ -196,6 +198,7 @@ class RoundScorer:
             global_D=recorded.global_D,
             updates=recorded.updates,
             progress=progress,
+            joined=self._joiner.coalitions,
         )
 
 

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from steelyard.aggregation.fedavg import fedavg
+from steelyard.aggregation.round import JoinedRound
 from steelyard.models import FlatModel
 from steelyard.scoring.coalitions import CallCounter, Floats, Masks
 from steelyard.scoring.evaluation import Device, Evaluation, Setup, check_data, on_device
@@ -76,6 +77,7 @@ class Utility:
         updates: Sequence[torch.Tensor],
         samples: Sequence[int],
         progress: Progress | None = None,
+        joined: JoinedRound | None = None,
     ) -> RoundGame:
         """The game of one round; its players are the updates in the given (client) order.
 
@@ -84,12 +86,13 @@ class Utility:
             updates: the participants' updates, float32 [D] each; read, never written, and not to be changed meanwhile.
             samples: n_k of each participant, from the roster.
             progress: told (done, total) after each coalition that a request had to evaluate.
+            joined: the same round under the defence that makes its coalitions' models; None: weighted means.
 
         Raises:
             ValueError: dtypes, sizes or counts do not fit together.
         """
         fedavg(global_D, updates, samples)  # refuses what does not fit before the first evaluation
-        return RoundGame(self, global_D, tuple(updates), tuple(samples), progress)
+        return RoundGame(self, global_D, tuple(updates), tuple(samples), progress, joined)
 
     def outcomes(self, game: RoundGame, keys: Sequence[bytes]) -> Iterator[tuple[bytes, Outcome]]:
         """Evaluate coalitions of a round, named by their keys; workers give them back in no certain order."""
@@ -98,7 +101,8 @@ class Utility:
                 yield key, self._evaluation.outcome(game.coalition_state(members_of(key)))
             return
         global_D, updates, samples = game.parts
-        self._pool.open(game, global_D.numpy(), [update_D.numpy() for update_D in updates], samples)
+        packed = game.joined.packed() if game.joined else None
+        self._pool.open(game, global_D.numpy(), [update_D.numpy() for update_D in updates], samples, packed)
         yield from self._pool.outcomes(keys)
 
 
@@ -117,7 +121,9 @@ class RoundGame:
         updates: tuple[torch.Tensor, ...],
         samples: tuple[int, ...],
         progress: Progress | None,
+        joined: JoinedRound | None,
     ) -> None:
+        self.joined = joined
         self.players = len(updates)
         self._utility = utility
         self._global_D = global_D
@@ -141,7 +147,12 @@ class RoundGame:
         return RoundView(self, metric)
 
     def coalition_state(self, members: Sequence[int]) -> torch.Tensor:
-        """The coalition's model [D]: w + sum over members of (n_k / n_S) D_k; all participants give the aggregate."""
+        """The coalition's model [D]: by the round's defence, or else w + sum over members of (n_k / n_S) D_k.
+
+        All participants give the aggregate.
+        """
+        if self.joined is not None:
+            return self.joined.model(members)
         return fedavg(self._global_D, [self._updates[k] for k in members], [self._samples[k] for k in members])
 
     def outcomes(self, keys: Sequence[bytes]) -> list[Outcome]:

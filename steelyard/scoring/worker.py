@@ -15,6 +15,7 @@ from typing import BinaryIO
 import torch
 
 from steelyard.aggregation.fedavg import fedavg
+from steelyard.aggregation.round import PART, JoinedRound, unpacked
 from steelyard.bundle import read_arrays
 from steelyard.models import FlatModel
 from steelyard.parsing import parse
@@ -34,14 +35,20 @@ def work(folder: Path, setup: Setup, requests: BinaryIO, answers: BinaryIO) -> N
     )
     states: list[torch.Tensor] = []
     samples: list[int] = []
+    joined: JoinedRound | None = None
     for line in requests:
         request = json.loads(line)
         if "round" in request:
             arrays = read_arrays(Path(request["round"]))
-            states, samples = [torch.from_numpy(array.copy()) for array in arrays.values()], request["samples"]
+            own = [torch.from_numpy(array.copy()) for key, array in arrays.items() if not key.startswith(PART)]
+            states, samples, words = own, request["samples"], request["defence"]
+            joined = unpacked(words, arrays, states[0], states[1:], samples) if words else None
         for key in request.get("keys", ()):
             members = [k for k, member in enumerate(bytes.fromhex(key)) if member]
-            state_D = fedavg(states[0], [states[1 + k] for k in members], [samples[k] for k in members])
+            if joined is not None:
+                state_D = joined.model(members)
+            else:
+                state_D = fedavg(states[0], [states[1 + k] for k in members], [samples[k] for k in members])
             outcome = evaluation.outcome(state_D)
             answers.write(outcome.example_correct.tobytes() + outcome.example_loss.tobytes())
             answers.flush()

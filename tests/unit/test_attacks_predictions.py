@@ -9,9 +9,9 @@ from torch.nn import functional
 
 from client.attacks import Resources, make_attack
 from client.attacks.ace import predict
-from client.attacks.lbfgs import hessian_times
 from client.attacks.self_promotion import Evaluator, promote
 from steelyard.config import Shape
+from steelyard.lbfgs import hessian_times
 from steelyard.models import FlatModel
 from steelyard.seeding import torch_generator
 
