@@ -1,9 +1,11 @@
 """`steelyard replay`: recompute every score of a run from its recordings and compare it with the live one, exactly.
 
 With `--evaluator`, other evaluators score the recorded rounds too; their rows go to scores-replayed.csv beside
-scores.csv, which no replay ever writes. The work runs in a child process with the environment of a run's processes,
-since thread counts and library settings of the caller's shell could change a bit: `python -m scripts.replay` is that
-child.
+scores.csv, which no replay ever writes. With `--defence`, another rule judges the recorded updates as if it had been
+there all along, though it changes no model: its weights and suspicions go to defences-replayed.csv, and the run's
+evaluators score the coalitions that it would have joined. The work runs in a child process with the environment of a
+run's processes, since thread counts and library settings of the caller's shell could change a bit: `python -m
+scripts.replay` is that child.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ from steelyard.config import ServerHalf, load_half
 from steelyard.errors import UserError
 from steelyard.process import run_main, settle_down
 from steelyard.recording import ClosedRound, Recordings
+from steelyard.sweep import value_text
 
 if TYPE_CHECKING:
     from steelyard.scoring.replay import RoundScorer
@@ -50,6 +53,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="score the recorded rounds with this one too: a kind, or a table such as "
         '\'{kind = "shapley", utility = "loss", calls = 200}\'; may be given several times',
     )
+    parser.add_argument(
+        "--defence",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="judge the recorded updates by this rule too: its name, or a [defence] table such as "
+        "'{name = \"krum\", f = 2}'; may be given several times",
+    )
+    parser.add_argument("--no-scores", action="store_true", help="with --defence: weights and suspicions alone")
 
 
 def act(arguments: argparse.Namespace) -> int:
@@ -57,7 +69,8 @@ def act(arguments: argparse.Namespace) -> int:
     if not status(arguments.run):
         raise UserError(f"a run directory expected, {arguments.run} has no manifest.json")
     tables = [evaluator_table(text) for text in arguments.evaluator]
-    command = [sys.executable, "-m", "scripts.replay", str(arguments.run), json.dumps(tables)]
+    judged = {"defences": [defence_table(text) for text in arguments.defence], "scores": not arguments.no_scores}
+    command = [sys.executable, "-m", "scripts.replay", str(arguments.run), json.dumps(tables), json.dumps(judged)]
     return subprocess.run(command, env=process_environment(), check=False).returncode
 
 
@@ -78,6 +91,20 @@ def evaluator_table(text: str) -> Row:
     table.setdefault("utility", "accuracy")
     table.setdefault("name", f"{table.get('kind')}_{table['utility']}")
     return table
+
+
+def defence_table(text: str) -> Row:
+    """A `[defence]` table from the command line: a rule's name, or an inline TOML table.
+
+    Raises:
+        UserError: neither a word nor an inline table.
+    """
+    if not text.strip().startswith("{"):
+        return {"name": text.strip()}
+    try:
+        return dict(tomllib.loads(f"table = {text}")["table"])
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"--defence: a rule or an inline TOML table expected, got {text!r}: {error}") from None
 
 
 def replay(run: Path, tables: Sequence[Mapping[str, Any]] = ()) -> bool:
@@ -103,6 +130,31 @@ def replay(run: Path, tables: Sequence[Mapping[str, Any]] = ()) -> bool:
         if tables:
             added = open_.enter_context(contextlib.closing(RoundScorer(half, data, recordings, tables)))
         return _compare(run, scorer, added, recordings, live)
+
+
+def judge(run: Path, table: Mapping[str, Any], *, scores: bool) -> None:
+    """Judge a run's recorded updates by another rule, and score its coalitions; add both to the run's replayed files.
+
+    The rule sees the recorded rounds in order and carries its own state; the models stay those of the run.
+    """
+    from steelyard.report.judged import JUDGED, judged_rows
+    from steelyard.scoring.replay import RoundScorer
+
+    half: ServerHalf = load_half(ServerHalf, server_folder(run / ROLES) / "half.json")
+    data, recordings = read_arrays(server_folder(run / ROLES) / "data.safetensors"), Recordings(run)
+    label = value_text(dict(table))
+    weighed: list[Row] = []
+    scored: list[Row] = []
+    with contextlib.closing(RoundScorer(half, data, recordings, None if scores else [], table)) as scorer:
+        for closed in recordings.closed_rounds():
+            recorded, joined = scorer.read(closed), scorer.join(closed)
+            weighed += judged_rows(label, closed.round, recorded.clients, joined.verdict)
+            scored += [{**row, "evaluator": f"{row['evaluator']}@{label}"} for row in scorer.rows(closed)]
+    _add(run / JUDGED, weighed, "defence")
+    print(f"{run / JUDGED}: {len(weighed)} rows of {label}")
+    if scored:
+        _add(run / REPLAYED, scored)
+        print(f"{run / REPLAYED}: {len(scored)} rows of coalitions joined by {label}")
 
 
 def _compare(
@@ -151,13 +203,13 @@ def _refuse_live_names(tables: Sequence[Mapping[str, Any]], live: Mapping[Key, L
             )
 
 
-def _add(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Rewrite the replayed scores: rows of the same evaluators are replaced, others stay."""
-    new = {row["evaluator"] for row in rows}
+def _add(path: Path, rows: Sequence[Mapping[str, Any]], key: str = "evaluator") -> None:
+    """Rewrite a replayed file: rows of the same evaluators (or defences) are replaced, others stay."""
+    new = {row[key] for row in rows}
     kept: list[Mapping[str, Any]] = []
     if path.exists():
         with path.open(newline="", encoding="utf-8") as file:
-            kept = [row for row in csv.DictReader(file) if row["evaluator"] not in new]
+            kept = [row for row in csv.DictReader(file) if row[key] not in new]
     text = io.StringIO()
     writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
     writer.writeheader()
@@ -179,10 +231,13 @@ def _live_rows(run: Path) -> dict[Key, LiveRow]:
 
 def _child() -> int:
     settle_down()
-    run, tables = Path(sys.argv[1]), json.loads(sys.argv[2])
-    equal = replay(run, tables)
-    if (run / "honest").exists():
-        equal = replay(run / "honest", tables) and equal
+    run, tables, judged = Path(sys.argv[1]), json.loads(sys.argv[2]), json.loads(sys.argv[3])
+    equal = True
+    for each in (run, run / "honest") if (run / "honest").exists() else (run,):
+        if not judged["defences"] or tables:
+            equal = replay(each, tables) and equal
+        for table in judged["defences"]:
+            judge(each, table, scores=judged["scores"])
     return 0 if equal else 1
 
 

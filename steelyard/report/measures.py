@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import zip_longest
 from typing import Any
 
 import numpy as np
@@ -137,7 +136,8 @@ def lightened(
         None when the client was in no round.
     """
     light = []
-    for round_, fair_round in zip_longest(weights, due, fillvalue={}):
+    dues = due or [{}] * len(weights)
+    for round_, fair_round in zip(weights, dues, strict=True):
         if client in round_:
             fair_of = fair_round or {k: float(samples[k]) for k in round_}
             fair = fair_of[client] / math.fsum(fair_of[k] for k in round_) * math.fsum(round_.values())
