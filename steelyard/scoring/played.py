@@ -10,6 +10,7 @@ from typing import Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from steelyard.aggregation.round import JoinedRound
 from steelyard.errors import UserError
@@ -32,6 +33,7 @@ class PlayedRound:
         members: the places of the round's participants, in client order.
         global_D: the state that the round began with.
         updates: the members' updates, float32 [D] each.
+        labels: of the validation examples, int64 [E].
         progress: told by every game of the round what `Utility.round` tells.
         joined: the defence that makes the coalitions' models, if it is to.
     """
@@ -48,12 +50,14 @@ class PlayedRound:
         members: tuple[int, ...],
         global_D: torch.Tensor,
         updates: tuple[torch.Tensor, ...],
+        labels: torch.Tensor,
         progress: Progress | None = None,
         joined: JoinedRound | None = None,
     ) -> None:
         self.number, self.last = number, last
         self.clients, self.samples, self.members = len(samples), samples, members
         self.trainable = layout.trainable
+        self.labels_E: NDArray[np.int64] = labels.numpy()
         self._utility, self._layout, self._gradient = utility, layout, gradient
         self._global, self._progress = global_D, progress
         self.global_D: Vectors = global_D.numpy()

@@ -197,6 +197,7 @@ class RoundScorer:
             members=tuple(self._roster.index(client) for client in recorded.clients),
             global_D=recorded.global_D,
             updates=recorded.updates,
+            labels=self._validation[1],
             progress=progress,
             joined=self._joiner.coalitions,
         )

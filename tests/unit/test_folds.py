@@ -192,7 +192,17 @@ TABLES: list[dict[str, Any]] = [
     {"name": kind, "kind": kind, "utility": "loss" if i % 2 else "accuracy"} for i, kind in enumerate(EVALUATORS)
 ]
 SMALL = {"calls": 9}  # of 16 coalitions: everything samples
-SAMPLED = {"shapley", "tmc", "banzhaf", "beta_shapley", "least_core", "one_round", "lambda_multi_round", "comfedsv"}
+SAMPLED = {
+    "rider",
+    "shapley",
+    "tmc",
+    "banzhaf",
+    "beta_shapley",
+    "least_core",
+    "one_round",
+    "lambda_multi_round",
+    "comfedsv",
+}
 
 
 def tables() -> list[dict[str, Any]]:

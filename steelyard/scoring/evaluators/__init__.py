@@ -21,12 +21,15 @@ from steelyard.scoring.evaluators.beta_shapley import BetaShapley, BetaShapleyPa
 from steelyard.scoring.evaluators.cgsv import Cgsv, CgsvParams
 from steelyard.scoring.evaluators.chg_shapley import ChgShapley, ChgShapleyParams
 from steelyard.scoring.evaluators.comfedsv import ComFedSV, ComFedSVParams
+from steelyard.scoring.evaluators.company import Company, CompanyParams
 from steelyard.scoring.evaluators.dig_fl import DigFL, DigFLParams
 from steelyard.scoring.evaluators.fedce import FedCE, FedCEParams
 from steelyard.scoring.evaluators.fedsv import FedSV, FedSVParams
+from steelyard.scoring.evaluators.fold_median import FoldMedian, FoldMedianParams
 from steelyard.scoring.evaluators.gtg import Gtg, GtgCorrected, GtgCorrectedParams, GtgParams
 from steelyard.scoring.evaluators.least_core import LeastCore, LeastCoreParams
 from steelyard.scoring.evaluators.loo import Loo, LooParams
+from steelyard.scoring.evaluators.rider import Rider, RiderParams
 from steelyard.scoring.evaluators.shapfed import ShapFed, ShapFedParams
 from steelyard.scoring.evaluators.shapley import Shapley, ShapleyParams
 from steelyard.scoring.evaluators.tmc import Tmc, TmcParams
@@ -50,6 +53,9 @@ EVALUATORS: dict[str, tuple[type[EvaluatorParams], Callable[[Any], Evaluator | F
     "fedce": (FedCEParams, FedCE),
     "dig_fl": (DigFLParams, DigFL),
     "chg_shapley": (ChgShapleyParams, ChgShapley),
+    "company": (CompanyParams, Company),
+    "rider": (RiderParams, Rider),
+    "fold_median": (FoldMedianParams, FoldMedian),
 }
 MAX_CALLS = 2**16
 

@@ -93,6 +93,7 @@ class Round(Protocol):
         trainable: P: geometry looks at that many first values of a state alone.
         global_D: the state that the round began with; not to be written.
         updates_nD: the members' updates, a float32 vector [D] each; not to be written.
+        labels_E: the labels of the validation examples.
     """
 
     number: int
@@ -103,6 +104,7 @@ class Round(Protocol):
     trainable: int
     global_D: Vectors
     updates_nD: tuple[Vectors, ...]
+    labels_E: NDArray[np.int64]
 
     def view(self, metric: Literal["accuracy", "loss"]) -> Game:
         """The round's game, its players the members in client order; with its own count of calls."""
@@ -164,18 +166,24 @@ def linear_value(coefficients_nC: Floats, values_C: Floats) -> Floats:
     return np.array([fsum(row) for row in (coefficients_nC * values_C).tolist()], dtype=np.float64)
 
 
-def validation_std_error(game: Game, masks_Cn: Masks, coefficients_nC: Floats) -> Floats:
-    """Standard error of linear values over the sampling of validation examples, [n].
-
-    A utility is a mean over examples and the value is linear in it, so the value is the mean over examples of the
-    value computed on that example alone; its standard error is their standard deviation (n - 1) over the root of their
-    number, which is what a bootstrap over the examples converges to. Memory: CHUNK coalitions at a time.
-    """
+def example_values(game: Game, masks_Cn: Masks, coefficients_nC: Floats) -> Floats:
+    """Linear values on every validation example alone, [n, E]. Memory: CHUNK coalitions at a time."""
     chunks = range(0, len(masks_Cn), CHUNK)
     per_example_nE = sum(
         coefficients_nC[:, at : at + CHUNK] @ game.examples(masks_Cn[at : at + CHUNK]) for at in chunks
     )
     assert isinstance(per_example_nE, np.ndarray)
+    return per_example_nE
+
+
+def validation_std_error(game: Game, masks_Cn: Masks, coefficients_nC: Floats) -> Floats:
+    """Standard error of linear values over the sampling of validation examples, [n].
+
+    A utility is a mean over examples and the value is linear in it, so the value is the mean over examples of the
+    value computed on that example alone; its standard error is their standard deviation (n - 1) over the root of their
+    number, which is what a bootstrap over the examples converges to.
+    """
+    per_example_nE = example_values(game, masks_Cn, coefficients_nC)
     players, examples = per_example_nE.shape
     if examples < 2:
         return np.full(players, 0.0 if examples == 0 else nan)

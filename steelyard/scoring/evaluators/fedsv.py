@@ -74,6 +74,10 @@ class FedSV:
             calls=game.calls,
         )
 
+    def pairs(self, players: int) -> int:
+        """How many pairs of orders a game of so many players is sampled by; 0: it is played out in full."""
+        return 0 if self._exact(players) else self.params.permutations
+
     def _exact(self, players: int) -> bool:
         method = self.params.method
         return method == "exact" or (method == "auto" and players <= self.params.exact_up_to)
