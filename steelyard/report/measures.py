@@ -136,7 +136,7 @@ def lightened(
         None when the client was in no round.
     """
     light = []
-    dues = due or [{}] * len(weights)
+    dues: Sequence[Mapping[int, float]] = due or [{}] * len(weights)
     for round_, fair_round in zip(weights, dues, strict=True):
         if client in round_:
             fair_of = fair_round or {k: float(samples[k]) for k in round_}
