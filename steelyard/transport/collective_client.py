@@ -6,6 +6,7 @@ the server's verdict; the bytes go over the pair in between. One transfer at a t
 
 from __future__ import annotations
 
+import functools
 import threading
 import time
 from collections.abc import Sequence
@@ -116,6 +117,7 @@ class CollectiveClientPlane:
             chunk_bytes=self._chunk_bytes,
         )
         call = self._stub.Move(request, metadata=self._metadata, timeout=self._transport.timeout_s)
+        self._pending.start(entry, functools.partial(self._stop, call))
         begun = _next(call, what)
         try:
             self._bytes(entry, pair, begun, end)
@@ -173,6 +175,11 @@ class CollectiveClientPlane:
         else:
             pair.build(lambda store, seconds: Gloo(store, CLIENT_RANK, self._transport.interface, seconds))
         return pair
+
+    def _stop(self, call: Any) -> None:
+        """End the transfer that runs, even if the server is frozen and would never end its call."""
+        self._retire()
+        call.cancel()
 
     def _retire(self) -> None:
         with self._lock:

@@ -6,6 +6,7 @@ import secrets
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -19,7 +20,7 @@ import pytest
 
 from protos import federation_pb2_grpc
 from steelyard.bundle import Manifest, TensorSpec, digest, raw
-from steelyard.errors import RefusedError, RemoteFault, UserError, WaitTimeoutError
+from steelyard.errors import RefusedError, RemoteFault, SteelyardError, UserError, WaitTimeoutError
 from steelyard.transport.base import SERVER, Transfer
 from steelyard.transport.collective import CLIENT_RANK, Gloo, PairEnd, gloo_device
 from steelyard.transport.collective_client import CollectiveClientPlane
@@ -105,8 +106,8 @@ class Hand:
 
 
 @contextmanager
-def serving(transport: TransportConfig = GLOO) -> Iterator[World]:
-    plane = CollectiveServerPlane(transport, authenticate)
+def serving(transport: TransportConfig = GLOO, plane: CollectiveServerPlane | None = None) -> Iterator[World]:
+    plane = plane or CollectiveServerPlane(transport, authenticate)
     with ExitStack() as stack:
         server = grpc.server(stack.enter_context(ThreadPoolExecutor(16)), options=server_options())
         plane.add_to(server)
@@ -170,22 +171,44 @@ def test_a_client_that_goes_away_frees_the_servers_thread_before_any_timeout(wor
     assert isinstance(received.exception(WAIT_S / 3), RemoteFault)
 
 
+class Frozen(CollectiveServerPlane):
+    """A server that stops dead in the middle of a transfer."""
+
+    def __init__(self) -> None:
+        super().__init__(GLOO, authenticate)
+        self.begun, self.thaw = threading.Event(), threading.Event()
+
+    def _move(self, *_arguments: Any) -> None:
+        self.begun.set()
+        self.thaw.wait(WAIT_S)
+
+
+def test_a_client_ends_a_transfer_with_a_frozen_server_at_once() -> None:
+    frozen = Frozen()
+    with serving(plane=frozen) as world:
+        client = world.client(0)
+        sent = client.send(Transfer(id=world.expect(0)[0], peer=SERVER, manifest=MANIFEST), DATA)
+        assert frozen.begun.wait(WAIT_S)
+        client.close()  # an error of a bounded wait, if the transfer does not end
+        frozen.thaw.set()
+    error = sent.exception(0)
+    assert isinstance(error, RefusedError)
+    assert error.refusal == "LATE"
+
+
 def test_a_client_that_never_meets_its_pair_is_told_so() -> None:
     with serving(replace(GLOO, timeout_s=1.0)) as world:
         absent = world.hand(2)
         epoch = absent.call("Pair", pb.PairRequest(backend="gloo")).epoch
         name, memory, received = world.expect(2)
         request = pb.MoveRequest(epoch=epoch, transfer=name, to_server=True, nbytes=5000, chunk_bytes=1000)
-        fault_of_end_raises(absent, request, "client 2, epoch 1: the two ends did not meet within 1 s")
-        assert received.done()
+        call = absent.stub.Move(request, metadata=absent.metadata, timeout=WAIT_S)
+        assert next(call).nbytes == 5000
+        with pytest.raises(SteelyardError, match="client 2, epoch 1: the two ends did not meet within 1 s"):
+            received.result(WAIT_S)
+        with pytest.raises(SteelyardError):
+            fault_of_end(call)
         assert set(memory) == {ord("x")}
-
-
-def fault_of_end_raises(hand: Hand, request: Any, words: str) -> None:
-    call = hand.stub.Move(request, metadata=hand.metadata, timeout=WAIT_S)
-    assert next(call).nbytes == 5000
-    with pytest.raises(RemoteFault, match=words):
-        fault_of_end(call)
 
 
 def test_a_client_reaches_its_own_pairs_keys_only(world: World) -> None:
