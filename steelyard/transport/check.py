@@ -15,7 +15,7 @@ import torch.distributed
 from steelyard.devices import use_device
 from steelyard.errors import UserError
 from steelyard.process import run_main
-from steelyard.transport.collective import gloo_device
+from steelyard.transport.collective_backends import gloo_device
 
 PORTS = Path("/proc/sys/net/ipv4/ip_local_port_range")
 

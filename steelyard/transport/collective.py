@@ -1,188 +1,25 @@
-"""One pair of processes that torch.distributed connects; the only owner of torch.distributed, loaded only when asked.
+"""One end of a pair of processes that torch.distributed connects: builds it, moves bundles, ends it from any thread.
 
-A pair is a process group of two ranks, the server 0 and one client 1, for one epoch of that client. It sends and
-receives, and never reduces. Any error or timeout breaks it for good, and so does `retire`, which ends what is under way
-from any thread. A peer that sends more than was announced aborts this process, uncatchably: only for trusted peers.
+Any error or timeout breaks a pair for good, and so does `retire`; then nothing touches a transfer's memory any more.
+Errors name peer, epoch, operation and seconds. Knows neither gRPC nor rounds.
 """
 
 from __future__ import annotations
 
-import os
-import socket
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from datetime import timedelta
-from typing import Any, Protocol
 
 import numpy as np
 import torch
-import torch.distributed
-from torch._C._distributed_c10d import Store  # public by another path, which torch's own types lack
 
 from steelyard.errors import RemoteFault, SteelyardError, UserError, WaitTimeoutError
 from steelyard.transport.base import Sink
-from steelyard.transport.rendezvous import Box, found
+from steelyard.transport.collective_backends import LOOK_S, Backend, PairStore, Wait, first_line
+from steelyard.transport.rendezvous import Box
 
-SERVER_RANK, CLIENT_RANK = 0, 1
-MOVE_TAG, BREAK_TAG = 1, 2
 BUILD_S = 8.0  # at most, for two ends to meet; below the patience of a plane that closes
-UNDER_WAY = 2  # chunks at once: one travels while the one before it is hashed
-LOOK_S = 0.001
-
-Wait = Callable[[float], None]
-dist: Any = torch.distributed  # whose types lack most of a process group
-
-
-class PairStore(Store):
-    """What torch.distributed asks for when two ends meet, answered from a pair's box.
-
-    Args:
-        box: the pair's.
-        name: of the peer, for errors.
-        timeout_s: of a wait that names no other.
-    """
-
-    def __init__(self, box: Box, name: str, timeout_s: float) -> None:
-        super().__init__()
-        self._box = box
-        self._name = name
-        self._timeout = timedelta(seconds=timeout_s)
-
-    def set(self, key: str, value: bytes | str) -> None:
-        """Write a value."""
-        self._box.put(key, value.encode() if isinstance(value, str) else bytes(value))
-
-    def get(self, key: str) -> bytes:
-        """A value, waited for."""
-        return self._get(key, self._timeout.total_seconds())
-
-    def wait(self, keys: list[str], timeout: timedelta | None = None) -> None:
-        """Wait until keys have values."""
-        end = time.monotonic() + (timeout or self._timeout).total_seconds()
-        for key in keys:
-            self._get(key, max(end - time.monotonic(), 0.0))
-
-    def check(self, keys: list[str]) -> bool:
-        """Whether keys have values."""
-        return all(self._box.get(key, 0.0) is not None for key in keys)
-
-    def set_timeout(self, timeout: timedelta) -> None:
-        """Set the timeout of waits that name none."""
-        self._timeout = timeout
-
-    def _get(self, key: str, wait_s: float) -> bytes:
-        return found(self._box.get(key, wait_s), key, self._name, wait_s)
-
-
-class Backend(Protocol):
-    """Moves uint8 tensors to and from the other end; made by a constructor that blocks until the peer is there."""
-
-    under_way: int  # how many pieces may be posted before the first is waited for
-
-    def send(self, part: torch.Tensor) -> Wait:
-        """Begin to send; the result waits for the end, at most so many seconds, or raises RuntimeError."""
-
-    def receive(self, part: torch.Tensor) -> Wait:
-        """Begin to receive into `part`."""
-
-    def abort(self) -> None:
-        """Break the pair: everything under way ends with an error, at both ends."""
-
-
-class Gloo:
-    """Over TCP between two hosts' interfaces.
-
-    Args:
-        store: where the ends meet.
-        rank: this end's.
-        interface: what to listen on: an interface's name or an address of this host.
-        timeout_s: of the meeting.
-
-    Raises:
-        UserError: there is no such interface or address here.
-        RuntimeError: the other end did not come.
-    """
-
-    under_way = UNDER_WAY
-
-    def __init__(self, store: PairStore, rank: int, interface: str, timeout_s: float) -> None:
-        options = dist.ProcessGroupGloo._Options()  # noqa: SLF001 - the only way to say where gloo listens
-        options._devices = [gloo_device(interface)]  # noqa: SLF001
-        options._timeout = timedelta(seconds=timeout_s)  # noqa: SLF001
-        options._threads = 1  # noqa: SLF001 - they serve collectives, which a pair never runs
-        self._group = dist.ProcessGroupGloo(store, rank, 2, options)
-        self._peer = 1 - rank
-
-    def send(self, part: torch.Tensor) -> Wait:
-        """Begin to send."""
-        return _waiting(self._group.send([part], self._peer, MOVE_TAG))
-
-    def receive(self, part: torch.Tensor) -> Wait:
-        """Begin to receive; what the peer does not fill stays zero."""
-        part.zero_()
-        return _waiting(self._group.recv([part], self._peer, MOVE_TAG))
-
-    def abort(self) -> None:
-        """Break the pair: gloo has no call for it, but one receive that times out ends all the others too."""
-        _waiting(self._group.recv([torch.zeros(1, dtype=torch.uint8)], self._peer, BREAK_TAG))(LOOK_S)
-
-
-class Nccl:
-    """Between two GPUs, by way of buffers on them. Written without one at hand: tests marked `gpu` are to show it.
-
-    Args:
-        store: where the ends meet.
-        rank: this end's.
-        device: this end's GPU, e.g. "cuda:1"; the other end's must be another one.
-        timeout_s: of the meeting.
-    """
-
-    under_way = 1
-
-    def __init__(self, store: PairStore, rank: int, device: str, timeout_s: float) -> None:
-        self._device = torch.device(device)
-        options = dist.ProcessGroupNCCL.Options()
-        options._timeout = timedelta(seconds=timeout_s)  # noqa: SLF001
-        with torch.cuda.device(self._device):
-            self._group = dist.ProcessGroupNCCL(store, rank, 2, options)
-        self._peer = 1 - rank
-
-    def send(self, part: torch.Tensor) -> Wait:
-        """Begin to send a copy on the GPU."""
-        staged = part.to(self._device)
-        return self._watch(self._group.send([staged], self._peer, MOVE_TAG))
-
-    def receive(self, part: torch.Tensor) -> Wait:
-        """Begin to receive on the GPU; the wait copies to `part`."""
-        staged = torch.zeros_like(part, device=self._device)
-        arrived = self._watch(self._group.recv([staged], self._peer, MOVE_TAG))
-
-        def wait(seconds: float) -> None:
-            arrived(seconds)
-            part.copy_(staged)
-
-        return wait
-
-    def abort(self) -> None:
-        """Break the pair."""
-        self._group.abort()
-
-    @staticmethod
-    def _watch(work: Any) -> Wait:
-        """A wait of the host's: nccl's own only orders work on the GPU."""
-
-        def wait(seconds: float) -> None:
-            end, pause = time.monotonic() + seconds, threading.Event()
-            while not work.is_completed():
-                if time.monotonic() >= end:
-                    raise RuntimeError(f"not complete within {seconds:g} s")
-                pause.wait(LOOK_S)
-            if work.exception() is not None:
-                raise RuntimeError(str(work.exception()))
-
-        return wait
 
 
 class PairEnd:
@@ -227,7 +64,7 @@ class PairEnd:
             self._fault = error
             raise
         except (RuntimeError, SteelyardError) as error:  # torch's own, or what the store raised
-            self._fault = RemoteFault(f"{self.name}: the two ends did not meet within {limit:g} s: {_line(error)}")
+            self._fault = RemoteFault(f"{self.name}: the two ends did not meet within {limit:g} s: {first_line(error)}")
             raise self._fault from error
         finally:
             self._retired = self._retired or self._backend is None
@@ -313,7 +150,7 @@ class PairEnd:
         try:
             move(backend, end)
         except RuntimeError as error:
-            late, line = time.monotonic() >= end, _line(error)
+            late, line = time.monotonic() >= end, first_line(error)
         except BaseException:
             self.retire()
             raise
@@ -330,34 +167,6 @@ class PairEnd:
             backend.abort()
         except RuntimeError:  # that is how gloo says that it is done
             return
-
-
-def gloo_device(interface: str) -> Any:
-    """Where gloo listens: on one interface or address, on a port that the system picks.
-
-    Raises:
-        UserError: this host has no such interface or address.
-    """
-    names = [name for _, name in socket.if_nameindex()]
-    how = {"interface": interface} if interface in names else {"hostname": interface.strip("[]")}
-    try:
-        return dist.ProcessGroupGloo.create_device(lazy_init=False, **how)
-    except RuntimeError:
-        raise UserError(
-            f"[transport] interface: one of {', '.join(names)} or an address of this host expected, got {interface!r}"
-        ) from None
-
-
-def gpu_name(device: str) -> str:
-    """Names a GPU, unlike any other of any host.
-
-    Raises:
-        UserError: there is no such GPU here.
-    """
-    try:
-        return f"{os.uname().nodename}/{torch.cuda.get_device_properties(device).uuid}"
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f"tensors = 'nccl': a GPU {device} expected, torch sees none here: {_line(error)}") from None
 
 
 def alias(memory: memoryview) -> torch.Tensor:
@@ -379,15 +188,5 @@ class _Alias:
         self.__array_interface__ = {"shape": (memory.nbytes,), "typestr": "|u1", "data": (place, False), "version": 3}
 
 
-def _waiting(work: Any) -> Wait:
-    return lambda seconds: work.wait(timedelta(seconds=seconds))
-
-
 def _left(end: float) -> float:
     return max(end - time.monotonic(), LOOK_S)
-
-
-def _line(error: BaseException) -> str:
-    """The first sentence of an error; gloo's begin with a place in its source and end with advice."""
-    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    return line.rpartition(".cc:")[2].partition("] ")[2].partition(". ")[0] if ".cc:" in line else line

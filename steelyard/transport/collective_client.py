@@ -18,7 +18,8 @@ import grpc
 from protos import federation_pb2_grpc
 from steelyard.errors import RefusedError, RemoteFault, SteelyardError
 from steelyard.transport.base import Sink, Transfer, size_fault
-from steelyard.transport.collective import CLIENT_RANK, Gloo, Nccl, PairEnd, gloo_device, gpu_name
+from steelyard.transport.collective import PairEnd
+from steelyard.transport.collective_backends import CLIENT_RANK, Gloo, Nccl, gloo_device, gpu_name
 from steelyard.transport.faults import fault_of
 from steelyard.transport.pending import Entry, Pending
 from steelyard.transport.rendezvous import RemoteBox

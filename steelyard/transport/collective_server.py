@@ -19,7 +19,8 @@ import grpc
 from protos import federation_pb2_grpc
 from steelyard.errors import RefusedError, RemoteFault, SteelyardError, WaitTimeoutError
 from steelyard.transport.base import Sink, Transfer, size_fault
-from steelyard.transport.collective import SERVER_RANK, Gloo, Nccl, PairEnd, gloo_device, gpu_name
+from steelyard.transport.collective import PairEnd
+from steelyard.transport.collective_backends import SERVER_RANK, Gloo, Nccl, gloo_device, gpu_name
 from steelyard.transport.faults import refuse
 from steelyard.transport.pending import Entry, Pending
 from steelyard.transport.rendezvous import Mailbox

@@ -22,7 +22,8 @@ from protos import federation_pb2_grpc
 from steelyard.bundle import Manifest, TensorSpec, digest, raw
 from steelyard.errors import RefusedError, RemoteFault, SteelyardError, UserError, WaitTimeoutError
 from steelyard.transport.base import SERVER, Transfer
-from steelyard.transport.collective import CLIENT_RANK, Gloo, PairEnd, gloo_device
+from steelyard.transport.collective import PairEnd
+from steelyard.transport.collective_backends import CLIENT_RANK, Gloo, gloo_device
 from steelyard.transport.collective_client import CollectiveClientPlane
 from steelyard.transport.collective_server import CollectiveServerPlane, same_gpu
 from steelyard.transport.endpoint import bind, dial, server_options

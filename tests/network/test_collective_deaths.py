@@ -1,7 +1,7 @@
 """Clients that die or freeze before, during and after a transfer over gloo: real processes, struck from within.
 
 All three befall clients of one round, which closes at its deadline with what the others sent. Afterwards the dead are
-started again and the frozen go on: each joins anew, under a new pair, and takes part in later rounds.
+started again and the frozen go on: each gets a new pair and takes part in later rounds.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,11 +21,14 @@ import pytest
 from deploy.environment import process_environment
 from deploy.prepare import client_folder
 
-MISHAPS = {1: "before", 2: "during", 3: "after"}  # by client; client 0 is spared
+WAIT_S = 120.0  # bounds every wait; never what a test measures
+PAUSE = threading.Event()
+MISHAPS = ("before", "during", "after")  # of clients 1, 2 and 3, who freeze, and of 4, 5 and 6, who die; 0 is spared
+FROZEN, DEAD = (1, 2, 3), (4, 5, 6)
 SETTINGS: dict[str, Any] = {
     "rounds": 500,  # the test ends the run
-    "clients": {"count": 4},
-    "protocol": {"round_deadline_s": 4.0, "join_timeout_s": 60.0, "lease_s": 2.0, "quorum": 2},
+    "clients": {"count": 7},
+    "protocol": {"round_deadline_s": 8.0, "join_timeout_s": 90.0, "lease_s": 4.0, "quorum": 2},
     "transport": {"tensors": "gloo", "trusted_peers": True, "timeout_s": 20.0},
     "evaluators": [{"name": "loo_loss", "kind": "loo", "utility": "loss"}],
 }
@@ -32,7 +37,7 @@ import signal, sys, threading
 from pathlib import Path
 from client import app, session
 from steelyard.process import exit_with_launcher, settle_down
-from steelyard.transport import collective, collective_client, factory
+from steelyard.transport import collective_backends, collective_client
 
 folder, address, mishap, number = sys.argv[1:]
 exit_with_launcher()
@@ -55,7 +60,7 @@ elif mishap == "during":
     def small_pieces(self, *arguments):
         init(self, *arguments, chunk_bytes=1000)
     collective_client.CollectiveClientPlane.__init__ = small_pieces
-    strike(collective.Gloo, "send", 4)
+    strike(collective_backends.Gloo, "send", 4)
 elif mishap == "after":
     strike(session.Session, "submit", 1, after=True)
 app.Client(Path(folder), address).run()
@@ -106,34 +111,41 @@ def run_with(make_federation: Callable[..., Any]) -> Iterator[Callable[[], tuple
         clients.stop()
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
-def test_a_round_closes_without_those_that_died_and_later_ones_have_them_again(
-    number: signal.Signals, run_with: Callable[[], tuple[Any, Clients]]
+def awaited(federation: Any, name: str, **fields: Any) -> dict[str, Any]:
+    """An event, for which many processes on a busy machine may take long."""
+    end = time.monotonic() + WAIT_S
+    while not (found := federation.events(name, **fields)):
+        assert federation.server.poll() is None, "the server lives on"
+        assert time.monotonic() < end, f"event {name} {fields} did not come within {WAIT_S:g} s"
+        PAUSE.wait(0.05)
+    return dict(found[0])
+
+
+@pytest.mark.timeout(400)  # several waits, each bounded, on a loaded machine
+def test_a_round_closes_without_those_that_died_or_froze_and_later_ones_have_them_again(
+    run_with: Callable[[], tuple[Any, Clients]],
 ) -> None:
     federation, clients = run_with()
-    for client in range(4):
-        clients.start(client, MISHAPS.get(client, ""), int(number))
+    clients.start(0)
+    for group, number in ((FROZEN, signal.SIGSTOP), (DEAD, signal.SIGKILL)):
+        for client, mishap in zip(group, MISHAPS, strict=True):
+            clients.start(client, mishap, int(number))
 
-    closed = federation.await_event("round_closed", round=1)
-    assert closed["received"] == [0, 3], "what was durable before its client died counts"
-    assert closed["missing"] == [1, 2]
-    assert closed["reason"] == "deadline after 4 s: clients 1 and 2 missing"
-    expected = "Z" if number == signal.SIGKILL else "T"
-    assert [clients.state(client) for client in MISHAPS] == [expected] * 3, "each at its own point of the transfer"
-    late = federation.events("refused", client=2, request="Submit")
-    assert len(late) == 1
-    assert late[0]["refusal"] == "LATE"
+    closed = awaited(federation, "round_closed", round=1)
+    assert closed["received"] == [0, 3, 6], "what was durable before its client was struck counts"
+    assert closed["missing"] == [1, 2, 4, 5]
+    assert closed["reason"].startswith("deadline after 8 s")
+    assert "".join(clients.state(client) for client in FROZEN + DEAD) == "TTTZZZ", "each at its point of the transfer"
+    for client in (2, 5):
+        assert awaited(federation, "refused", client=client, request="Submit")["refusal"] == "LATE"
 
-    for client in MISHAPS:
-        if number == signal.SIGKILL:
-            clients.processes[client].wait()
-            clients.start(client)
-        else:
-            os.kill(clients.processes[client].pid, signal.SIGCONT)
-    full = federation.await_event("round_closed", received=[0, 1, 2, 3])
+    for client in DEAD:
+        clients.processes[client].wait()
+        clients.start(client)
+    for client in FROZEN:
+        os.kill(clients.processes[client].pid, signal.SIGCONT)
+    full = awaited(federation, "round_closed", received=list(range(7)))
     assert full["round"] > 1
-    assert full["missing"] == []
-    for client in (1, 2):
-        assert len(federation.events("joined", client=client)) == 2, "by a new session, and so by a new pair"
-    assert federation.server.poll() is None
-    assert [process.poll() for process in clients.processes.values()] == [None] * 4
+    for client in DEAD:
+        assert len(federation.events("joined", client=client)) >= 2, "by a new session, and so by a new pair"
+    assert [process.poll() for process in clients.processes.values()] == [None] * 7
