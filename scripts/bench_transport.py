@@ -11,6 +11,7 @@ import datetime as dt
 import json
 import math
 import os
+import signal
 import statistics
 import subprocess
 import sys
@@ -18,6 +19,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from types import FrameType
 
 from rich.console import Console
 from rich.table import Table
@@ -29,7 +31,7 @@ from steelyard.benchmarks.transport_peers import PEERS, measure
 from steelyard.bundle import write_text
 from steelyard.config import ClientsConfig, DataConfig, Experiment, ModelConfig
 from steelyard.errors import SteelyardError, UserError
-from steelyard.process import run_main
+from steelyard.process import exit_with_launcher, run_main
 from steelyard.recording import read_events
 from steelyard.report.figures import BENIGN, HONEST, Span, interval_figure
 
@@ -171,25 +173,18 @@ def report(options: dict[str, object]) -> None:
         for cell in cells(options, Path(folder)):
             measured.append(cell)
             console.print(f"  {cell.case.megabytes} MB, {cell.case.clients} clients, {cell.way}: {_words(cell)}")
-    table = Table(
-        "MB", "clients", "way", "ms a round", "of raw TCP", "range", "server MB", "x update", title="Transport"
-    )
+    heads = ("MB", "clients", "way", "ms a round", "of raw TCP", "range", "processor ms", "of raw TCP's")
+    table = Table(*heads, "server MB", "x update", title="Transport")
     for cell in measured:
         case = (str(cell.case.megabytes), str(cell.case.clients), cell.way)
         if cell.reason:
             table.add_row(*case, "-", "", cell.reason)
-        else:
-            middle, low, high = cell.ratio
-            peak = _or_blank(cell.peak_bytes / MEGABYTE, ".0f")
-            spread = f"{low:.2f} - {high:.2f}" if math.isfinite(low) else ""
-            numbers = (
-                f"{1e3 * cell.seconds:.1f}",
-                _or_blank(middle, ".2f"),
-                spread,
-                peak,
-                _or_blank(cell.memory, ".2f"),
-            )
-            table.add_row(*case, *numbers)
+            continue
+        middle, low, high = cell.ratio
+        spread = f"{low:.2f} - {high:.2f}" if math.isfinite(low) else ""
+        processor = (_or_blank(1e3 * cell.processor_s, ".1f"), _or_blank(cell.processor_ratio, ".2f"))
+        memory = (_or_blank(cell.peak_bytes / MEGABYTE, ".0f"), _or_blank(cell.memory, ".2f"))
+        table.add_row(*case, f"{1e3 * cell.seconds:.1f}", _or_blank(middle, ".2f"), spread, *processor, *memory)
     console.print(table)
     for line in against_peers(measured):
         console.print(line)
@@ -233,8 +228,12 @@ def _spans(measured: Sequence[Cell]) -> Iterator[Span]:
 def _words(cell: Cell) -> str:
     if cell.reason:
         return cell.reason
-    ratio = f", {cell.ratio[0]:.2f} of raw TCP" if math.isfinite(cell.ratio[0]) else ""
-    return f"{1e3 * cell.seconds:.1f} ms a round{ratio}"
+    if not math.isfinite(cell.ratio[0]):
+        return f"{1e3 * cell.seconds:.1f} ms a round"
+    return (
+        f"{1e3 * cell.seconds:.1f} ms a round, {cell.ratio[0]:.2f} of raw TCP; "
+        f"processor {1e3 * cell.processor_s:.1f} ms, {cell.processor_ratio:.2f} of raw TCP's"
+    )
 
 
 def _or_blank(value: float, form: str) -> str:
@@ -258,6 +257,12 @@ def _numbers(text: str) -> list[int]:
 
 
 def _child() -> int:
+    def stop(_signal: int, _frame: FrameType | None) -> None:  # whatever ends us, what we started ends in order
+        raise KeyboardInterrupt
+
+    exit_with_launcher()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, stop)
     report(json.loads(sys.argv[1]))
     return 0
 

@@ -2,7 +2,8 @@
 
 A turn is one round without training: every client takes the model from the server and sends as many bytes back, all at
 once. The ways take their turns one after another, so that a busy machine slows all of them down; a ratio is made of
-turns of the same repetition. Peers are timed by themselves (`transport_peers.py`), in rounds of their own. Torch-free.
+turns of the same repetition. Processor time tells more where others use the processors meanwhile. Peers are timed by
+themselves (`transport_peers.py`), in rounds of their own. Torch-free.
 """
 
 from __future__ import annotations
@@ -63,6 +64,8 @@ class Cell:
     Attributes:
         seconds: median of a round, all clients.
         ratio: median and extremes over repetitions of raw TCP's seconds by this way's: its share of raw TCP's speed.
+        processor_s: median of the processor time of both ends, all clients, in a round.
+        processor_ratio: raw TCP's by this way's.
         peak_bytes: most private memory of the server's processes in a round.
         idle_bytes: before the round; nan where it is not known.
         reason: why there is nothing else, "" where there is.
@@ -72,6 +75,8 @@ class Cell:
     case: Case
     seconds: float = float("nan")
     ratio: tuple[float, float, float] = (float("nan"),) * 3
+    processor_s: float = float("nan")
+    processor_ratio: float = float("nan")
     peak_bytes: float = float("nan")
     idle_bytes: float = float("nan")
     reason: str = ""
@@ -88,6 +93,7 @@ class Cast:
     def __init__(self, way: Mapping[str, Any], case: Case, folder: Path) -> None:
         self._case = case
         self._processes: list[subprocess.Popen[str]] = []
+        self._processor: dict[int, float] = {}
         common = {**way, "nbytes": case.nbytes, "clients": case.clients, "repeats": case.repeats}
         common |= {"folder": str(folder), "name": secrets.token_hex(4)}
         try:
@@ -101,16 +107,22 @@ class Cast:
             self.close()
             raise
 
-    def turn(self, *, files: bool = False) -> float:
-        """Seconds of a round, all clients; `files`: the server receives into mapped recording files, as a run does."""
+    def turn(self, *, files: bool = False) -> tuple[float, float]:
+        """Seconds of a round, all clients, and the processor's of both ends.
+
+        Args:
+            files: the server receives into mapped recording files, as a run does.
+        """
         self._say(0, {"files": files})
         plan = self._answer(0)["plan"]
+        before = sum(self._processor.values())
         started = time.perf_counter()
         for client in range(self._case.clients):
             self._say(1 + client, {"plan": plan[client]})
         for at in (*range(1, len(self._processes)), 0):
             self._answer(at)
-        return (time.perf_counter() - started) / self._case.repeats
+        seconds, processor = time.perf_counter() - started, sum(self._processor.values()) - before
+        return seconds / self._case.repeats, processor / self._case.repeats
 
     def memory(self) -> tuple[int, int]:
         """Private bytes of the server: before a turn, and their peak in it."""
@@ -164,32 +176,46 @@ class Cast:
         if not line:
             raise RunFailedError(f"process {at} of a way ended early; its words are above")
         answer: dict[str, Any] = json.loads(line)
+        self._processor[at] = answer["processor"]
         return answer
 
 
 def compare(case: Case, ways: Sequence[str], repetitions: int, folder: Path) -> Iterator[Cell]:
     """Every way's turns in one case, interleaved; raw TCP is always among them."""
-    turns: dict[str, list[float]] = {way: [] for way in dict.fromkeys((TCP, *ways))}
+    turns: dict[str, list[tuple[float, float]]] = {way: [] for way in dict.fromkeys((TCP, *ways))}
     memory: dict[str, tuple[int, int]] = {}
+    broken: dict[str, str] = {}
     with ExitStack() as kept:
         casts = {}
         if case.nbytes * case.clients <= KEPT_BYTES:
             casts = {way: kept.enter_context(Cast(WAYS[way], case, folder)) for way in turns}
         for _ in range(repetitions):
             for way, taken in turns.items():
-                with ExitStack() as own:
-                    cast = casts.get(way) or own.enter_context(Cast(WAYS[way], case, folder))
-                    if way not in memory:  # before anything was allocated, and kept for reuse
-                        memory[way] = cast.memory()
-                    elif way not in casts:
-                        cast.turn()  # the first one finds cold caches and connections
-                    taken.append(cast.turn())
+                if way in broken:
+                    continue
+                try:
+                    with ExitStack() as own:
+                        cast = casts.get(way) or own.enter_context(Cast(WAYS[way], case, folder))
+                        if way not in memory:  # before anything was allocated, and kept for reuse
+                            memory[way] = cast.memory()
+                        elif way not in casts:
+                            cast.turn()  # the first one finds cold caches and connections
+                        taken.append(cast.turn())
+                except (RunFailedError, BrokenPipeError) as error:
+                    broken[way] = str(error)
+    for way, reason in broken.items():
+        del turns[way]
+        yield Cell(way=way, case=case, reason=reason)
     for way, taken in turns.items():
-        ratios = [tcp / mine for tcp, mine in zip(turns[TCP], taken, strict=True)]
+        wall, processor = ([turn[clock] for turn in taken] for clock in (0, 1))
+        ratios = [tcp[0] / mine for tcp, mine in zip(turns[TCP], wall, strict=True)]
+        processor_ratios = [tcp[1] / mine for tcp, mine in zip(turns[TCP], processor, strict=True)]
         yield Cell(
             way=way,
             case=case,
-            seconds=statistics.median(taken),
+            seconds=statistics.median(wall),
+            processor_s=statistics.median(processor),
+            processor_ratio=statistics.median(processor_ratios),
             ratio=(statistics.median(ratios), min(ratios), max(ratios)),
             idle_bytes=memory[way][0],
             peak_bytes=memory[way][1],

@@ -1,7 +1,7 @@
 """Both ends of each way of `transport.py`, as processes: `python -m steelyard.benchmarks.transport_ends OPTIONS`.
 
 A process says when it is ready, then does a turn for every line that it is handed, and ends with its standard input.
-Received bytes of all clients go to one place, so that big cases fit into memory; a way's digests are of what arrives.
+A client sends the array that it received into; a server has one for each client.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import json
 import secrets
 import socket
 import sys
+import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
@@ -25,7 +26,7 @@ import numpy as np
 
 from steelyard.bundle import BundleFile, Manifest, TensorSpec, digest, raw
 from steelyard.process import keep_freed_memory
-from steelyard.transport.base import SERVER, Sink, TensorPlane, Transfer
+from steelyard.transport.base import CHUNK_BYTES, SERVER, Sink, TensorPlane, Transfer
 from steelyard.transport.endpoint import bind, dial, server_options
 from steelyard.transport.grpc_plane import GrpcClientPlane, GrpcServerPlane
 from steelyard.transport.settings import TransportConfig
@@ -59,6 +60,7 @@ class Options:
     client: int = -1
     address: str = ""
     digest: bool = True
+    chunk_bytes: int = CHUNK_BYTES  # of the gRPC plane
 
 
 class End:
@@ -66,18 +68,20 @@ class End:
 
     def __init__(self, options: Options) -> None:
         self.options = options
+        self.scratch: list[np.ndarray[Any, Any]] = []
         self.model = np.arange(options.nbytes // 4, dtype=np.float32)
         spec = TensorSpec("model", "F32", self.model.shape)
         self.manifest = Manifest((spec,), digest(raw(self.model)) if options.kind in PLANES else "0" * 64)
 
     def say(self, **words: Any) -> None:
-        """Tell the driver something."""
-        print(json.dumps(words), flush=True)
+        """Tell the driver something, and the processor seconds of this process so far."""
+        print(json.dumps({**words, "processor": time.process_time()}), flush=True)
 
     def places(self, *, files: bool, stack: ExitStack) -> list[memoryview]:
-        """Where a server receives each client's bytes: its own recording file, or one scratch array."""
+        """Where a server receives each client's bytes: its own recording file, or a scratch array."""
         if not files:
-            return [raw(self.scratch)] * self.options.clients
+            self.scratch = self.scratch or [np.zeros_like(self.model) for _ in range(self.options.clients)]
+            return [raw(array) for array in self.scratch]
         made = []
         for client in range(self.options.clients):
             path = self.options.folder / f"{secrets.token_hex(4)}-{client}.part"
@@ -86,13 +90,6 @@ class End:
             stack.callback(file.close)
             made.append(file.data)
         return made
-
-    @property
-    def scratch(self) -> np.ndarray[Any, Any]:
-        """Made when first needed: a client sends the array that it received into."""
-        if not hasattr(self, "_scratch"):
-            self._scratch = np.zeros_like(self.model)
-        return self._scratch
 
 
 class GrpcServer(End):
@@ -107,7 +104,7 @@ class GrpcServer(End):
 
     def offered(self) -> TensorPlane:
         """The plane, added to the gRPC server."""
-        plane = GrpcServerPlane(_caller, sink=Sink if self.options.digest else Unhashed)
+        plane = GrpcServerPlane(_caller, self.options.chunk_bytes, sink=Sink if self.options.digest else Unhashed)
         self.server.add_generic_rpc_handlers((plane.handler(),))
         return plane
 
@@ -141,7 +138,7 @@ class GrpcClient(End):
     def made(self, channel: grpc.Channel, metadata: tuple[tuple[str, str], ...]) -> TensorPlane:
         """The plane over a channel."""
         sink = Sink if self.options.digest else Unhashed
-        return GrpcClientPlane(channel, metadata, timeout_s=TIMEOUT_S, sink=sink)
+        return GrpcClientPlane(channel, metadata, self.options.chunk_bytes, TIMEOUT_S, sink)
 
     def turn(self, words: dict[str, Any]) -> None:
         """Pull and push."""

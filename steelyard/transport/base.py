@@ -15,7 +15,7 @@ from typing import Protocol
 from steelyard.bundle import Manifest
 from steelyard.errors import BadBundleError
 
-CHUNK_BYTES = 2**21
+CHUNK_BYTES = 2**20
 SERVER = -1
 
 

@@ -14,6 +14,7 @@ from steelyard.certificates import ClientTls, ServerTls
 from steelyard.errors import UserError
 
 MESSAGE_BYTES = 8 * 2**20
+WINDOW_BYTES = 4 * 2**20  # that a peer may send ahead of its reader, by stream; the server's memory is that by client
 Options: TypeAlias = tuple[tuple[str, int], ...]
 
 _KEEPALIVE: Options = (
@@ -24,18 +25,25 @@ _KEEPALIVE: Options = (
 )
 
 
+_WINDOW: Options = (
+    ("grpc.http2.bdp_probe", 0),  # which would let the window grow with the bandwidth
+    ("grpc.http2.lookahead_bytes", WINDOW_BYTES),
+)
+
+
 def server_options() -> Options:
-    """Options of every `grpc.Server`: message sizes, keepalive, and a busy port is an error."""
+    """Options of every `grpc.Server`: message sizes, window, keepalive, and a busy port is an error."""
     return (
         ("grpc.so_reuseport", 0),
         ("grpc.max_receive_message_length", MESSAGE_BYTES),
         ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
         *_KEEPALIVE,
+        *_WINDOW,
     )
 
 
 def channel_options() -> Options:
-    """Options of every channel: message sizes, keepalive, quick reconnection, no proxy, no retries behind our back."""
+    """Options of every channel: sizes, window, keepalive, quick reconnection, no proxy, no retries behind our back."""
     return (
         ("grpc.max_receive_message_length", MESSAGE_BYTES),
         ("grpc.enable_retries", 0),
@@ -45,6 +53,7 @@ def channel_options() -> Options:
         ("grpc.min_reconnect_backoff_ms", 200),
         ("grpc.max_reconnect_backoff_ms", 2_000),
         *_KEEPALIVE,
+        *_WINDOW,
     )
 
 

@@ -26,7 +26,7 @@ class TransportConfig:
 
     address: str = "127.0.0.1:0"
     tensors: Literal["grpc", "memory", "gloo", "nccl"] = "grpc"
-    chunk_bytes: Positive = 2**21
+    chunk_bytes: Positive = 2**20
     timeout_s: PositiveFloat = 60.0
     certificates: str = ""
     interface: str = "127.0.0.1"
