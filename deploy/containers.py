@@ -30,6 +30,7 @@ from steelyard.errors import RunFailedError, UserError, WaitTimeoutError
 from steelyard.network import Fault
 
 POLL_S = 0.3
+LOCK = ".lock"  # which a launcher holds while it works in a run directory
 END_TIMEOUT_S = 5.0  # how long clients whose run is over may take to end by themselves
 MISTAKE = 2  # the exit code of the user's mistake
 
@@ -141,8 +142,10 @@ def boxed(roles: Path, run: Path, clients: tuple[int, ...], say: Callable[[str],
 @contextlib.contextmanager
 def _guard(project: Project) -> Iterator[None]:
     """Have the project removed when this process is killed: a child waits for the end of a pipe that we hold."""
-    command = [sys.executable, "-m", "deploy.guard", *project.down_command]
-    with subprocess.Popen(command, env=project.environment, stdin=subprocess.PIPE, start_new_session=True) as process:
+    command = [sys.executable, "-m", "deploy.guard", str(project.run / LOCK), *project.down_command]
+    with subprocess.Popen(
+        command, env=project.environment, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True
+    ) as process:
         try:
             yield
         finally:

@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import os
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from deploy.boxes import user_of_boxes
 from deploy.engine import Engine, compose_command, mapped_errors
 from deploy.images import ROOT
 from steelyard.errors import RunFailedError
+from steelyard.process import LAUNCHER
 
 POLL_S = 0.2
 ENDED = ("exited", "dead")
@@ -62,10 +64,10 @@ class Project:
         Raises:
             RunFailedError: they could not be started, or the server ended before it listened.
         """
-        command = [*self._command, "up", "--detach", "--no-build", *services]
+        command = [sys.executable, "-m", "deploy.leash", *self._command, "up", "--detach", "--no-build", *services]
         with subprocess.Popen(
             command,
-            env=self.environment,
+            env={**self.environment, LAUNCHER: str(os.getpid())},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
