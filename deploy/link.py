@@ -74,7 +74,8 @@ class Link:
     """
 
     def __init__(self, config: LinkConfig, folder: Path) -> None:
-        self._target = _address(config.target, "target")
+        self._target = config.target
+        _split(config.target, "target")
         self._listener = _listen(config.listen)
         self._control = ControlServer(folder, self._obey)
         self._generators = {
@@ -155,7 +156,7 @@ class Link:
                 flow.read(now)
             if flow.wants_write(now) and (flow.sink in writable or not flow.blocked):
                 flow.write(now)
-                self._after(flow.gate)
+            self._after(flow.gate)
             if connection not in self._connections:
                 return
         if connection.up.done and connection.down.done:
@@ -176,7 +177,12 @@ class Link:
     def _accept(self, now: float) -> None:
         with contextlib.suppress(BlockingIOError, ConnectionAbortedError):
             near, _ = self._listener.accept()
-            far = socket.socket(self._target[0], socket.SOCK_STREAM)
+            try:
+                family, target = _address(self._target, "target")  # anew each time: its host may have moved
+            except UserError:  # a name that nobody has just now: as if nobody answered there
+                near.close()
+                return
+            far = socket.socket(family, socket.SOCK_STREAM)
             for end in (near, far):
                 end.settimeout(0)
                 end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -184,7 +190,7 @@ class Link:
                 for end in (near, far):
                     end.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SHAPED_BUFFER_BYTES)
             with contextlib.suppress(BlockingIOError):
-                far.connect_ex(self._target[1])
+                far.connect_ex(target)
             opens = now + 2 * self._profile.latency_ms / 1e3
             up = Flow(near, far, self._lines["up"], self._up, opens)
             down = Flow(far, near, self._lines["down"], self._down, opens)
@@ -267,12 +273,18 @@ class Link:
         }
 
 
-def _address(text: str, what: str) -> tuple[int, Any]:
+def _split(text: str, what: str) -> tuple[str, int]:
     host, _, port = text.rpartition(":")
+    if not host or not (port.isascii() and port.isdigit() and int(port) < 2**16):
+        raise UserError(f"link {what}: HOST:PORT with a port below 65536 expected, got {text!r}")
+    return host.removeprefix("[").removesuffix("]"), int(port)
+
+
+def _address(text: str, what: str) -> tuple[int, Any]:
     try:
-        found = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)
-    except (OSError, ValueError) as error:
-        raise UserError(f"link {what}: HOST:PORT expected, got {text!r}: {error}") from None
+        found = socket.getaddrinfo(*_split(text, what), type=socket.SOCK_STREAM)
+    except OSError as error:
+        raise UserError(f"link {what}: a host that has an address expected, got {text!r}: {error}") from None
     return found[0][0], found[0][4]
 
 

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from deploy.launch import check_roles
-from deploy.prepare import client_folder, prepare, server_folder
+from deploy.prepare import client_folder, link_folder, prepare, server_folder
 from steelyard.config import load_experiment
 
 
@@ -31,5 +31,9 @@ def act(arguments: argparse.Namespace) -> int:
     first = client_folder(arguments.out, experiment.clients.present[0])
     print(f"server: {len(dealt.validation)} validation and {len(dealt.test)} test samples")
     print(f"start the server   python -m server {server_folder(arguments.out)}")
+    linked = experiment.network.linked(experiment.clients.present)
+    for client in linked[:1]:
+        print(f"then each link     python -m deploy.link {link_folder(arguments.out, client)} --target HOST:PORT")
+        print("                   (and so on); for its client, the server is the address that it prints")
     print(f"then each client   python -m client {first} --server HOST:PORT   (and so on)")
     return 0
