@@ -16,7 +16,10 @@ import pytest
 from deploy.project import project_name
 
 ROOT = Path(__file__).parents[2]
-pytestmark = [pytest.mark.docker, pytest.mark.slow, pytest.mark.timeout(900)]
+PATIENCE_S = 1500.0  # bounds every command of a test, on a machine that has much else to do; never what a test measures
+pytestmark = [pytest.mark.docker, pytest.mark.slow, pytest.mark.timeout(2 * PATIENCE_S + 100)]
+# A busy machine must not decide who takes part; neither figure changes a score of a run in which everybody does.
+UNHURRIED = ("--set", "protocol.join_timeout_s=900", "--set", "protocol.round_deadline_s=900")
 TINY = """
 name = "tiny"
 seed = 3
@@ -86,7 +89,8 @@ def test_the_quickstart_gives_the_bits_of_local_processes(
     runs = {}
     for launcher in ("local", "compose"):
         out = tmp_path / launcher
-        code, said, err = steelyard.run("run", "experiments/quickstart.toml", "--launcher", launcher, "--out", str(out))
+        arguments = ("run", "experiments/quickstart.toml", *UNHURRIED, "--launcher", launcher, "--out", str(out))
+        code, said, err = steelyard.run(*arguments)
         assert (code, err) == (0, "")
         runs[launcher] = next(out.glob("quickstart-*"))
     assert runs["local"].name == runs["compose"].name, "how a run is launched is no part of its hash"
