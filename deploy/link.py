@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from deploy.link_address import listen, resolve, split
 from deploy.link_control import ControlServer
 from deploy.link_flow import Flow, Gate
 from deploy.link_line import Line
@@ -75,8 +76,8 @@ class Link:
 
     def __init__(self, config: LinkConfig, folder: Path) -> None:
         self._target = config.target
-        _split(config.target, "target")
-        self._listener = _listen(config.listen)
+        split(config.target, "target")
+        self._listener = listen(config.listen)
         self._control = ControlServer(folder, self._obey)
         self._generators = {
             name: random.Random(derive_seed(config.seed, "link", name)) for name in ("up", "down", "stall", "reset")
@@ -178,7 +179,7 @@ class Link:
         with contextlib.suppress(BlockingIOError, ConnectionAbortedError):
             near, _ = self._listener.accept()
             try:
-                family, target = _address(self._target, "target")  # anew each time: its host may have moved
+                family, target = resolve(self._target, "target")  # anew each time: its host may have moved
             except UserError:  # a name that nobody has just now: as if nobody answered there
                 near.close()
                 return
@@ -271,35 +272,6 @@ class Link:
             "partitioned": self._partitioned,
             **self._counts,
         }
-
-
-def _split(text: str, what: str) -> tuple[str, int]:
-    host, _, port = text.rpartition(":")
-    if not host or not (port.isascii() and port.isdigit() and int(port) < 2**16):
-        raise UserError(f"link {what}: HOST:PORT with a port below 65536 expected, got {text!r}")
-    return host.removeprefix("[").removesuffix("]"), int(port)
-
-
-def _address(text: str, what: str) -> tuple[int, Any]:
-    try:
-        found = socket.getaddrinfo(*_split(text, what), type=socket.SOCK_STREAM)
-    except OSError as error:
-        raise UserError(f"link {what}: a host that has an address expected, got {text!r}: {error}") from None
-    return found[0][0], found[0][4]
-
-
-def _listen(text: str) -> socket.socket:
-    family, address = _address(text, "listen")
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    listener.settimeout(0)
-    try:
-        listener.bind(address)
-    except OSError as error:
-        listener.close()
-        raise UserError(f"link listen: {text} can't be bound: {error}") from None
-    listener.listen(MAX_CONNECTIONS)
-    return listener
 
 
 def load_link(folder: Path) -> dict[str, Any]:
