@@ -50,7 +50,7 @@ def channel_options() -> Options:
         ("grpc.enable_http_proxy", 0),
         ("grpc.use_local_subchannel_pool", 1),
         ("grpc.initial_reconnect_backoff_ms", 200),
-        ("grpc.min_reconnect_backoff_ms", 200),
+        ("grpc.min_reconnect_backoff_ms", 10_000),  # how long a connection may take to come about, whatever its name
         ("grpc.max_reconnect_backoff_ms", 2_000),
         *_KEEPALIVE,
         *_WINDOW,

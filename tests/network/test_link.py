@@ -376,6 +376,20 @@ def test_an_update_takes_the_time_that_the_rate_allows(links: Links) -> None:
     assert 0.9 < best(lambda: push(links, 2_000_000, 20), 0.9) < 1.05
 
 
+def test_a_channel_comes_about_over_a_satellite(links: Links) -> None:
+    """Each way takes 330 ms: longer than the pause between two tries to connect, which must not bound the try."""
+    workers = ThreadPoolExecutor(2)
+    server = grpc.server(workers, options=server_options())
+    target = bind(server, "127.0.0.1:0", None)
+    server.start()
+    address, folder = links.start(target, latency_ms=330, jitter_ms=20)
+    with dial(address, None) as channel:
+        grpc.channel_ready_future(channel).result(PATIENCE_S)
+    assert command(folder, do="stats")["connections"] == 1
+    server.stop(0).wait()
+    workers.shutdown()
+
+
 @pytest.mark.slow
 def test_47_mb_over_20_mbit_take_the_time_that_the_rate_allows(links: Links) -> None:
     assert 0.9 < best(lambda: push(links, 47_000_000, 20), 0.9) < 1.02
