@@ -1,4 +1,4 @@
-"""The files of a sweep: table.csv (tidy rows), table.md (over the seeds) and intervals.svg, from its DONE runs."""
+"""The files of a sweep, from its DONE runs: tidy rows, tables over the seeds, intervals and a heat map."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from pathlib import Path
 from steelyard.bundle import write_text
 from steelyard.errors import UserError
 from steelyard.report.figures import ATTACKER, BENIGN, Span, interval_figure
+from steelyard.report.sweep_defences import attack_by_defence, flagged, flags_table
 from steelyard.report.sweep_rows import read_rows, rows_as_csv
 from steelyard.report.sweep_table import Results, markdown, shown
 from steelyard.sweep import HONEST, Sweep
 
-FILES = ("table.csv", "table.md", "intervals.svg")
+FILES = ("table.csv", "table.md", "intervals.svg", "heat.svg")
 
 
 def write_sweep(sweep: Sweep, out: Path) -> str:
@@ -33,8 +34,10 @@ def write_sweep(sweep: Sweep, out: Path) -> str:
     folder = out / "sweeps" / sweep.config.name
     folder.mkdir(parents=True, exist_ok=True)
     results = Results(sweep, rows)
-    text = markdown(results)
-    for name, content in zip(FILES, (rows_as_csv(rows), text, intervals_figure(results) + "\n"), strict=True):
+    found = flagged(results, out)
+    text = markdown(results) + "".join(f"\n{part}\n" for part in [flags_table(found)] if part)
+    figures = (intervals_figure(results) + "\n", attack_by_defence(results, found) + "\n")
+    for name, content in zip(FILES, (rows_as_csv(rows), text, *figures), strict=True):
         write_text(folder / name, content)
     return text
 

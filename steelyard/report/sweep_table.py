@@ -243,7 +243,7 @@ def _contrasts(family: Sequence[Result]) -> str:
         for result, corrected in zip(family, adjusted, strict=True)
     ]
     header = ("at", "contrast", "evaluator", "mean difference", "up", "p", "Holm p")
-    return _block(f"Other contrasts: paired t-tests, two-sided, Holm over these {len(cells)}", header, cells)
+    return block(f"Other contrasts: paired t-tests, two-sided, Holm over these {len(cells)}", header, cells)
 
 
 def _scores(results: Results, evaluator: str, title: str) -> str:
@@ -267,7 +267,7 @@ def _scores(results: Results, evaluator: str, title: str) -> str:
             )
         )
     header = ("at", "variant", "honest -> attacked", "difference", "up", "ratio", "share", "places gained")
-    return _block(title, header, cells)
+    return block(title, header, cells)
 
 
 def _utility(results: Results) -> str:
@@ -293,7 +293,7 @@ def _utility(results: Results) -> str:
         f"Utility on the test set (non-inferior: the interval's lower end is above -{100 * MARGIN:.1f} point, which is "
         "stricter than a one-sided 95 % bound)"
     )
-    return _block(title, header, cells)
+    return block(title, header, cells)
 
 
 def _stealth(results: Results) -> str:
@@ -317,7 +317,7 @@ def _stealth(results: Results) -> str:
         "Stealth: change of the fraction of benign clients less suspicious than the attacker (the upper end counts), "
         "and the fraction of rounds with less than its due weight"
     )
-    return _block(title, header, cells)
+    return block(title, header, cells)
 
 
 def _structure(results: Results) -> str:
@@ -333,7 +333,7 @@ def _structure(results: Results) -> str:
         for point, variant, rows in results.groups(results.sweep.evaluator, attacks=True)
     ]
     header = ("at", "variant", "Kendall tau", "Spearman rho", "L1 of shares")
-    return _block("Structure among the benign, honest against attacked (means over seeds)", header, cells)
+    return block("Structure among the benign, honest against attacked (means over seeds)", header, cells)
 
 
 def _contribution(results: Results) -> str:
@@ -355,7 +355,7 @@ def _contribution(results: Results) -> str:
         "Contribution control: worth is the test utility with the attacker minus that of the federation retrained "
         "without it; the remainder is the part of the score gain that no gain in worth matches"
     )
-    return _block(title, header, cells)
+    return block(title, header, cells)
 
 
 def _cost(results: Results) -> str:
@@ -372,7 +372,7 @@ def _cost(results: Results) -> str:
         for point, variant, rows in results.groups(results.sweep.evaluator)
     ]
     header = ("at", "variant", "seconds", "calls", "megabytes")
-    return _block(f"Cost of a run, means over seeds; calls of {results.sweep.evaluator}", header, cells)
+    return block(f"Cost of a run, means over seeds; calls of {results.sweep.evaluator}", header, cells)
 
 
 def _shares(rows: Sequence[Row]) -> str:
@@ -422,7 +422,7 @@ def _verdict(value: bool | None) -> str:  # noqa: FBT001 - a value to show, not 
     return NOTHING if value is None else "yes" if value else "not shown"
 
 
-def _block(title: str, header: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
+def block(title: str, header: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
     """A titled Markdown table with even columns; "" without rows. The grid point's column is left out if empty."""
     if not cells:
         return ""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,10 +12,11 @@ import pytest
 import torch
 
 from steelyard.aggregation import RULES, make_defence
-from steelyard.aggregation.base import Setting
+from steelyard.aggregation.base import Setting, Stateless, Verdict
 from steelyard.aggregation.fedavg import fedavg
 from steelyard.aggregation.round import JoinedRound, unpacked
 from steelyard.errors import UserError
+from steelyard.parsing import Positive
 from steelyard.seeding import torch_generator
 
 TABLES: dict[str, dict[str, Any]] = {name: {"name": name} for name in RULES} | {
@@ -312,3 +315,19 @@ def test_what_cannot_work_is_refused_in_one_line(table: dict[str, Any], clients:
 
 def test_without_a_table_there_is_no_defence() -> None:
     assert make_defence({}, 3) is None
+
+
+def test_the_example_of_the_docs_is_a_rule(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "defences.md").read_text(encoding="utf-8")
+    code = text.rpartition("```python\n")[2].partition("```")[0]
+    assert sum(bool(line.strip()) for line in code.splitlines()) <= 12
+    words: dict[str, Any] = {"dataclass": dataclass, "Positive": Positive, "Stateless": Stateless, "Verdict": Verdict}
+    exec(f"from __future__ import annotations\n{code}", words)  # noqa: S102 - the lines that a reader copies
+    words["HalvingParams"].__annotations__["times"] = Positive
+    monkeypatch.setitem(RULES, "halving", (words["HalvingParams"], words["Halving"]))
+    round_ = joined({"name": "halving", "times": 2}, [[4.0], [12.0]])
+    assert step(round_) == [2.0]
+    with pytest.raises(UserError, match="times: >= 1 expected"):
+        make_defence({"name": "halving", "times": 0}, 2)
+    for name in RULES:
+        assert f"{name}" in text, "the table names every rule"

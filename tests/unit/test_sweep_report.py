@@ -288,7 +288,7 @@ def test_files_are_written_from_finished_runs_alone(sweep: Sweep, tmp_path: Path
         write_run(tmp_path, cell)
     text = write_sweep(sweep, tmp_path)
     folder = tmp_path / "sweeps" / "s"
-    assert sorted(path.name for path in folder.iterdir()) == ["intervals.svg", "table.csv", "table.md"]
+    assert sorted(path.name for path in folder.iterdir()) == ["heat.svg", "intervals.svg", "table.csv", "table.md"]
     assert (folder / "table.md").read_text(encoding="utf-8") == text
     (tmp_path / sweep.cells[0].run / "summary.json").write_text("{", encoding="utf-8")
     with pytest.raises(UserError, match="finished run's manifest and summary expected"):
