@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -331,3 +332,28 @@ def test_the_example_of_the_docs_is_a_rule(monkeypatch: pytest.MonkeyPatch) -> N
         make_defence({"name": "halving", "times": 0}, 2)
     for name in RULES:
         assert f"{name}" in text, "the table names every rule"
+
+
+BYZFL = json.loads((Path(__file__).parents[1] / "data" / "defences" / "byzfl.json").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        {"name": "mean"},
+        {"name": "median"},
+        {"name": "trimmed_mean", "f": 2},
+        {"name": "geometric_median", "iterations": 2000},
+        {"name": "krum", "f": 2, "neighbours": 8},
+        {"name": "multi_krum", "f": 2, "neighbours": 8},
+        {"name": "centred_clipping", "tau": 2.0, "iterations": 5},
+    ],
+    ids=lambda table: str(table["name"]),
+)
+def test_the_results_are_those_of_byzfl(table: dict[str, Any]) -> None:
+    assert step(joined(table, BYZFL["vectors"])) == pytest.approx(BYZFL["results"][table["name"]], abs=2e-6)
+
+
+def test_nearest_neighbour_mixing_is_that_of_byzfl() -> None:
+    round_ = joined({"name": "median", "pre": [{"name": "nnm", "f": 2}]}, BYZFL["vectors"])
+    assert step(round_) == pytest.approx(np.median(np.array(BYZFL["results"]["nnm"]), axis=0), abs=2e-6)
