@@ -88,3 +88,9 @@ def test_lightened_compares_weights_with_samples() -> None:
 
 def test_unnormalized_weights_are_compared_by_their_part() -> None:
     assert lightened([{0: 3.0, 1: 3.0}, {0: 1.0, 1: 3.0}], [5, 5], 0) == 0.5
+
+
+def test_lightened_compares_weights_with_what_a_rule_finds_due() -> None:
+    weights = [{0: 0.5, 1: 0.5}, {0: 0.5, 1: 0.5}]
+    assert lightened(weights, [30, 10], 0) == 1.0
+    assert lightened(weights, [30, 10], 0, [{0: 0.5, 1: 0.5}, {}]) == 0.5, "the second round has none: samples count"
