@@ -34,6 +34,7 @@ class LatentParams(SynthesisParams):
     training simulated and differentiated through (the last `unroll` steps of it; 0: all). `steps` of Adam at `rate`;
     `weights` of the terms: with all but the prior at 0 the latents are drawn to the middle, a control that tells how
     much the rest adds. The utility term simulates an evaluator on the reference's data; it needs the update, and data.
+    `evaluator` is the simulated one: the loss of the model that the update leads to, or `company` (company_view.py).
     """
 
     reference: Literal["previous_step", "own", "decoder", "public"] = "previous_step"
@@ -43,6 +44,7 @@ class LatentParams(SynthesisParams):
     steps: Positive = 30
     rate: PositiveFloat = 0.1
     weights: Weights = field(default_factory=Weights)
+    evaluator: Literal["loss", "company"] = "loss"
 
     def __post_init__(self) -> None:
         """Raises `UserError` where two settings do not go together."""
@@ -73,7 +75,7 @@ class Latent:
         before = self.memory.before(round_)
         draft = self.synthesizer.draft(round_, global_D)
         reference, source = self._reference(round_, global_D, before)
-        objective = self._objective(round_, global_D, draft, reference)
+        objective = self._objective(round_, global_D, draft, reference, before)
         latents_BL = minimize(objective, draft.latents_BL, self.params.weights, self.params.steps, self.params.rate)
         notes: dict[str, Note] = {"reference": source}
         for when, latents in (("start", draft.latents_BL), ("end", latents_BL)):
@@ -85,7 +87,12 @@ class Latent:
         return result
 
     def _objective(
-        self, round_: int, global_D: torch.Tensor, draft: Draft, reference: Reference
+        self,
+        round_: int,
+        global_D: torch.Tensor,
+        draft: Draft,
+        reference: Reference,
+        before: dict[str, torch.Tensor],
     ) -> Objective | UpdateObjective:
         own, decoder = self.resources, self.synthesizer.decoder
         if self.params.align == "update":
@@ -97,6 +104,7 @@ class Latent:
                 labels=draft.labels,
                 reference=reference,
                 norm=max(float(honest_D[: own.model.layout.trainable].norm()), 1e-12),
+                company_P=self._others(global_D, before) if self.params.evaluator == "company" else None,
             )
         total = self.params.align == "total"
         return Objective(
@@ -110,6 +118,10 @@ class Latent:
             own_P=gradient(own.model, own.images, own.labels) if total else None,
             own_share=len(own.labels) / (len(own.labels) + len(draft.labels)),
         )
+
+    def _others(self, global_D: torch.Tensor, before: dict[str, torch.Tensor]) -> torch.Tensor:
+        """What each simulated other sends, [P]: the last global step; nothing in the first round."""
+        return (global_D - before.get("global", global_D))[: self.resources.model.layout.trainable]
 
     def _reference(self, round_: int, global_D: torch.Tensor, before: dict[str, torch.Tensor]) -> tuple[Reference, str]:
         """The reference and the name of its source, which in the first rounds may be another than asked for."""

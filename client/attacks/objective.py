@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional
 
+from client.attacks.company_view import company_loss
 from client.attacks.reference import Reference, gradient
 from client.attacks.unroll import LocalTraining, call
 from steelyard.generators import Decoder
@@ -117,7 +118,8 @@ class UpdateObjective:
     Local training is simulated step by step on the shard and the synthetic samples. Direction: the update against the
     reference's; magnitude: its length against `norm`, that of the update which honest training would make; utility: the
     mean cross-entropy of the model that the update leads to, on the reference's data. With BatchNorm, utility and task
-    are taken with the running statistics that the simulated training ends with.
+    are taken with the running statistics that the simulated training ends with. `company_P`, the step [P] that each
+    simulated other sends, makes the utility minus the score that `company` would give the update in their company.
     """
 
     training: LocalTraining
@@ -126,6 +128,7 @@ class UpdateObjective:
     labels: torch.Tensor
     reference: Reference
     norm: float
+    company_P: torch.Tensor | None = None
 
     def __call__(self, latents_BL: torch.Tensor) -> Terms:
         """The terms, differentiable in the latents."""
@@ -137,7 +140,10 @@ class UpdateObjective:
         utility = torch.zeros(())
         if self.reference.data is not None:
             x, y = self.reference.data
-            utility = functional.cross_entropy(call(model, start_P + update_P, x), y)
+            if self.company_P is None:
+                utility = functional.cross_entropy(call(model, start_P + update_P, x), y)
+            else:
+                utility = company_loss(model, start_P, update_P, self.company_P, (x, y))
         return Terms(
             direction=1 - _cosine(update_P, -self.reference.direction_P),
             magnitude=(update_P.norm() / self.norm - 1).square(),

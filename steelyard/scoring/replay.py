@@ -135,7 +135,7 @@ class RoundScorer:
         """
         recorded = self.read(closed)
         self._joiner.join(closed, recorded)
-        round_ = self._played(closed, recorded, self._told(progress, len(recorded.clients)))
+        round_ = self.played(closed, recorded, self._told(progress, len(recorded.clients)))
         results = score_round(
             round_,
             self._evaluators,
@@ -183,7 +183,9 @@ class RoundScorer:
 
         return tell
 
-    def _played(self, closed: ClosedRound, recorded: RecordedRound, progress: Progress | None = None) -> PlayedRound:
+    def played(self, closed: ClosedRound, recorded: RecordedRound, progress: Progress | None = None) -> PlayedRound:
+        """A round as evaluators see it; what `progress` is told, `Utility.round` says."""
+
         def gradient(state_D: torch.Tensor) -> Floats:
             return validation_gradient(self.model, state_D, *self._validation, inner_batch=self._inner_batch)
 

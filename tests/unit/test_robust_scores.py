@@ -7,14 +7,21 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
+from torch.nn import functional
 
+from client.attacks.company_view import LOSSES, OTHERS, company_loss
+from client.attacks.unroll import call
+from steelyard.config import Shape
+from steelyard.models import FlatModel
 from steelyard.scoring.coalitions import Floats, Masks, all_masks
 from steelyard.scoring.evaluators import make_evaluators
 from steelyard.scoring.evaluators.base import Evaluator, Fold
 from steelyard.scoring.evaluators.company import size_weights
 from steelyard.scoring.evaluators.fedsv import shapley_coefficients
 from steelyard.scoring.games import TableGame
+from steelyard.scoring.part import PartRound
 
 RNG = np.random.default_rng(5)
 
@@ -40,6 +47,7 @@ class Played:
     clients: int
     number: int = 1
     last: bool = False
+    trainable: int = 2
     samples: tuple[int, ...] = (10, 20, 30)
     global_D: NDArray[np.float32] = field(default_factory=lambda: np.zeros(2, np.float32))
     asked: list[Any] = field(default_factory=list)
@@ -187,3 +195,45 @@ def test_a_void_round_keeps_the_rider() -> None:
     np.testing.assert_array_equal(third.asked[0][0][-1], [1, 0])
     np.testing.assert_array_equal(fourth.asked[0][0][-1], [1, 0])
     assert fourth.asked[0][1][-1] == 8
+
+
+# --- a part of the validation examples -------------------------------------------------------------------------------
+
+
+def test_parts_of_a_round_average_to_the_whole() -> None:
+    """FedSV is linear in the examples, so two halves average to it; labels go with their examples."""
+    whole = random_round((0, 1, 2), 3)
+    halves = [PartRound(whole, places) for places in (np.arange(6), np.arange(6, 12))]  # type: ignore[arg-type]
+    np.testing.assert_array_equal(halves[1].labels_E, whole.labels_E[6:])
+    values = [shapley_coefficients(3) @ half.view("accuracy").values(all_masks(3)) for half in halves]
+    np.testing.assert_allclose(np.mean(values, axis=0), shapley_coefficients(3) @ whole.table_CE.mean(axis=1))
+
+
+# --- the attacker that knows the rule --------------------------------------------------------------------------------
+
+
+def test_the_attacker_simulates_gains_whole_and_losses_in_part() -> None:
+    """The update that the others send leaves every label as it is; turning it round gains or loses by label."""
+    model, generator = FlatModel("cnn8", Shape(channels=1, height=8, width=8, classes=3)), torch.Generator()
+    start_P = model.initial_state(generator.manual_seed(1))[: model.layout.trainable]
+    step_P = 0.05 * torch.randn(len(start_P), generator=generator)
+    data = torch.rand(9, 1, 8, 8, generator=generator), torch.arange(9) % 3
+    along = company_loss(model, start_P, step_P, step_P, data)
+    assert float(along) == pytest.approx(0, abs=1e-5)
+    update_P = (-step_P).requires_grad_()
+    against = company_loss(model, start_P, update_P, step_P, data)
+    gains = []
+    for size in OTHERS:
+        mixed = (size - 1) / (size + 1)
+        by_label = [
+            functional.cross_entropy(call(model, start_P + part * step_P, data[0]), data[1], reduction="none")
+            .view(3, 3)
+            .mean(0)
+            for part in (1.0, mixed)
+        ]
+        gains.append(by_label[0] - by_label[1])
+    expected = torch.stack([gain.clamp(min=0) + LOSSES * gain.clamp(max=0) for gain in gains]).mean()
+    assert float(against.detach()) == pytest.approx(-float(expected.detach()), abs=1e-5)
+    against.backward()  # type: ignore[no-untyped-call]
+    assert update_P.grad is not None
+    assert update_P.grad.any()
