@@ -41,7 +41,6 @@ from steelyard.scoring.coalitions import Floats
 from steelyard.scoring.evaluators import make_evaluators
 from steelyard.scoring.evaluators.base import State
 from steelyard.scoring.part import PartRound
-from steelyard.scoring.replay import RoundScorer
 from steelyard.scoring.score import score_round
 
 HALVINGS, RESAMPLES = 4, 4000
@@ -68,6 +67,8 @@ class Pair:
 
 def totals(run: Path, tables: Sequence[Mapping[str, Any]], parts: Sequence[NDArray[np.int64] | None]) -> list[Totals]:
     """Every evaluator's totals over a run on each part of the validation examples (None: all of them)."""
+    from steelyard.scoring.replay import RoundScorer  # torch is not to be imported by who only asks for help
+
     half: ServerHalf = load_half(ServerHalf, server_folder(run / ROLES) / "half.json")
     data = read_arrays(server_folder(run / ROLES) / "data.safetensors")
     recordings = Recordings(run)
