@@ -348,7 +348,7 @@ def test_a_fold_does_not_touch_what_it_is_given(recorded: Recorded) -> None:
     scorer = recorded.scorer()
     for named in make_evaluators(tables(), CLIENTS):
         if isinstance(named.evaluator, Fold):
-            round_ = scorer._played(recorded.closed[0], scorer.read(recorded.closed[0]))
+            round_ = scorer.played(recorded.closed[0], scorer.read(recorded.closed[0]))
             before = named.evaluator.start(CLIENTS)
             copy = {key: array.tobytes() for key, array in before.items()}
             named.evaluator.fold(before, round_, numpy_generator(1, "x"))
