@@ -15,6 +15,7 @@ COMMANDS = {
     "prepare": "write one self-contained folder per role, to be run on any host",
     "compose": "write an experiment's containers as a compose file",
     "replay": "recompute every score of a finished run from its recordings and compare",
+    "compare": "compare the evaluators of recorded runs: cost, error, and how far the attack inflated each",
     "doctor": "check that an experiment can run here, before it does",
     "decoder": "train an attacker's decoder beforehand, and store it by its digest",
     "certs": "make the certificates that a server beyond loopback needs",

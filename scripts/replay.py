@@ -18,7 +18,7 @@ import json
 import subprocess
 import sys
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,12 +30,11 @@ from steelyard.config import ServerHalf, load_half
 from steelyard.errors import UserError
 from steelyard.process import run_main, settle_down
 from steelyard.recording import ClosedRound, Recordings
+from steelyard.report.records import REPLAYED
 from steelyard.sweep import value_text
 
 if TYPE_CHECKING:
     from steelyard.scoring.replay import RoundScorer
-
-REPLAYED = "scores-replayed.csv"
 
 Row = dict[str, Any]
 Key = tuple[str, str, str]
@@ -124,12 +123,8 @@ def replay(run: Path, tables: Sequence[Mapping[str, Any]] = ()) -> bool:
     recordings = Recordings(run)
     live = _live_rows(run)
     _refuse_live_names(tables, live)
-    with contextlib.ExitStack() as open_:
-        scorer = open_.enter_context(contextlib.closing(RoundScorer(half, data, recordings)))
-        added = None
-        if tables:
-            added = open_.enter_context(contextlib.closing(RoundScorer(half, data, recordings, tables)))
-        return _compare(run, scorer, added, recordings, live)
+    with contextlib.closing(RoundScorer(half, data, recordings, [*half.evaluators, *tables])) as scorer:
+        return _compare(run, scorer, recordings, live, {str(table["name"]) for table in tables})
 
 
 def judge(run: Path, table: Mapping[str, Any], *, scores: bool) -> None:
@@ -158,7 +153,7 @@ def judge(run: Path, table: Mapping[str, Any], *, scores: bool) -> None:
 
 
 def _compare(
-    run: Path, scorer: RoundScorer, added: RoundScorer | None, recordings: Recordings, live: Mapping[Key, LiveRow]
+    run: Path, scorer: RoundScorer, recordings: Recordings, live: Mapping[Key, LiveRow], added: Container[str]
 ) -> bool:
     import torch
 
@@ -171,20 +166,18 @@ def _compare(
         next_D = scorer.join(closed).next_D
         models += torch.equal(next_D, torch.from_numpy(read_vector(recordings.global_file(closed.round + 1)).copy()))
         for row in scorer.rows(closed, spent=_spent(live, closed)):
+            if row["evaluator"] in added:
+                rows.append(row)
+                continue
             total += 1
             found = live.get((str(row["round"]), str(row["client"]), row["evaluator"]))
             equal += found is not None and found["value"] == repr(row["value"])
-        rows += _score(added, closed)
         print(f"  round {closed.round}: {equal} of {total} values equal so far", flush=True)
     print(f"{run}: {equal} of {total} scores and {models} of {len(rounds)} models are bit-equal to the live run")
     if rows:
         _add(run / REPLAYED, rows)
         print(f"{run / REPLAYED}: {len(rows)} rows of {', '.join(dict.fromkeys(row['evaluator'] for row in rows))}")
     return equal == total == len(live) and models == len(rounds)
-
-
-def _score(scorer: RoundScorer | None, closed: ClosedRound) -> list[Row]:
-    return [] if scorer is None else scorer.rows(closed)
 
 
 def _spent(live: Mapping[Key, LiveRow], closed: ClosedRound) -> dict[str, int]:

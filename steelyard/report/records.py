@@ -19,6 +19,8 @@ from steelyard.report.measures import Floats
 
 T = TypeVar("T")
 
+REPLAYED = "scores-replayed.csv"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Scores:
@@ -80,6 +82,15 @@ def read_records(run: Path) -> Records:
         metrics=read_metrics(run),
         events=_read(run / "events.jsonl", _events),
     )
+
+
+def read_scores(path: Path) -> dict[str, Scores]:
+    """Read a file of scores alone, live or replayed, by evaluator in the file's order.
+
+    Raises:
+        UserError: it is missing or malformed.
+    """
+    return _read(path, _scores)
 
 
 def read_metrics(run: Path) -> tuple[RoundMetrics, ...]:

@@ -52,8 +52,8 @@ def test_every_command_has_help_of_its_own(command: str, capsys: pytest.CaptureF
         ([], "the following arguments are required: COMMAND"),
         (
             ["rnu"],
-            "invalid choice: 'rnu' (choose from 'run', 'sweep', 'prepare', 'compose', 'replay', 'doctor', 'decoder', "
-            "'certs', 'bench')",
+            "invalid choice: 'rnu' (choose from 'run', 'sweep', 'prepare', 'compose', 'replay', 'compare', 'doctor', "
+            "'decoder', 'certs', 'bench')",
         ),
         (["rnu", "run"], "invalid choice: 'rnu'"),
         (["run", "x.toml", "--oder", "1"], "unrecognized arguments: --oder 1"),

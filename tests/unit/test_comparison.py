@@ -1,0 +1,82 @@
+"""Evaluators side by side over runs whose numbers a person can add up."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from scripts.main import main
+from steelyard.errors import UserError
+from steelyard.report.comparison import compare, comparison_table
+from steelyard.report.records import REPLAYED
+
+HEADER = "round,client,evaluator,value,std_error,validation_std_error,calls,evaluated,converged,seconds\n"
+
+
+def rows(evaluator: str, table: list[list[float]], error: str) -> str:
+    return "".join(
+        f"{t},{k},{evaluator},{value!r},{error},0.0,{8 * t},1,1,0.5\n"
+        for t, row in enumerate(table, 1)
+        for k, value in enumerate(row)
+    )
+
+
+def write_run(run: Path, seed: int, live: list[list[float]], added: list[list[float]], *, attack: bool) -> Path:
+    run.mkdir()
+    named = {"name": "label_flip", "clients": [0]} if attack else None
+    manifest = {"experiment": {"name": "tiny", "seed": seed, "attack": named}}
+    (run / "manifest.json").write_text(json.dumps(manifest))
+    (run / "metrics.csv").write_text("round\n")
+    (run / "events.jsonl").write_text("")
+    (run / "scores.csv").write_text(HEADER + rows("live", live, "0.3"))
+    (run / REPLAYED).write_text(HEADER + rows("added", added, "nan"))
+    return run
+
+
+def pair(folder: Path, seed: int, gain: float) -> Path:
+    """Honest totals 1, 2, 3 of `live`, client 0's raised by `gain`; -1, 1 and 3 of `added`, client 0 at 1 attacked."""
+    twin = write_run(folder / f"honest{seed}", seed, [[1, 2, 2], [0, 0, 1]], [[-1, 1, 3], [0, 0, 0]], attack=False)
+    run = write_run(folder / f"run{seed}", seed, [[1, 2, 2], [gain, 0, 1]], [[1, 1, 2], [0, 0, 0]], attack=True)
+    (run / "honest").symlink_to(twin)
+    return run
+
+
+def test_figures_by_hand(tmp_path: Path) -> None:
+    runs = [pair(tmp_path, 0, 3.0), pair(tmp_path, 1, 1.5)]
+    live, added = compare(runs)["tiny"]
+    assert (live.evaluator, added.evaluator) == ("live", "added")
+    assert live.calls == 12, "8 in the first round, 16 in the second"
+    assert live.raw is not None
+    assert live.raw.mean == pytest.approx(2.25)
+    assert live.raw.low == pytest.approx(2.25 - 12.7062 * 0.75, abs=1e-3), "two seeds: t with one degree"
+    assert live.scaled is not None
+    assert live.scaled.mean == pytest.approx(2.25), "1, 2 and 3 have the standard deviation 1"
+    assert live.std_error == pytest.approx((0.3**2 + 0.3**2) ** 0.5), "rounds are independent"
+    assert live.validation_std_error == 0.0
+    assert live.paid is not None
+    assert live.paid.mean == pytest.approx(((4 / 9 + 2.5 / 7.5) / 2) - 1 / 6)
+    assert live.places is not None
+    assert live.places.mean == pytest.approx((2 + 1) / 2), "to the first place from the third, and to the second"
+    assert live.up == 2
+    assert added.paid is not None
+    assert added.paid.mean == pytest.approx(1 / 4), "a negative total is paid nothing: 0 of 4, then 1 of 4"
+    assert added.std_error is None, "an unknown error stays unknown"
+    assert "| `added` | 2 | 12 | unknown, 0 | +2.000 [+2.000, +2.000] |" in comparison_table([live, added])
+
+
+def test_the_command_prints_a_table_per_experiment(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["compare", str(pair(tmp_path, 0, 3.0)), str(pair(tmp_path, 1, 1.0))]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("tiny: attacked minus honest")
+    assert "| `live` | 2 |" in said
+
+
+def test_mistakes_are_named(tmp_path: Path) -> None:
+    run = pair(tmp_path, 0, 1.0)
+    with pytest.raises(UserError, match="a run with attackers and an honest twin expected"):
+        compare([tmp_path / "honest0"])
+    (tmp_path / "again").mkdir()
+    with pytest.raises(UserError, match="one run per seed expected of tiny"):
+        compare([run, pair(tmp_path / "again", 0, 2.0)])
