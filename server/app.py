@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import grpc
+import torch
 
 from server.coordinator import Coordinator
 from server.ledger import Ledger
@@ -20,21 +21,31 @@ from server.settlement import Settlement
 from steelyard.aggregation import make_defence
 from steelyard.bundle import read_arrays
 from steelyard.certificates import ServerTls
-from steelyard.config import ServerHalf, load_half
+from steelyard.config import ServerHalf, Shape, load_half
+from steelyard.models import FlatModel
 from steelyard.recording import Recordings
 from steelyard.scoring.evaluators import make_evaluators
+from steelyard.scoring.paths import make_path
 from steelyard.transport.base import TensorPlane
 from steelyard.transport.endpoint import bind, server_options
 from steelyard.transport.factory import add_server_plane
 
+CHECKED = Shape(channels=3, height=32, width=32, classes=10)  # of a half's check, which has no data set's
 FAREWELL_S = 5.0  # how long a finished server waits for its clients to leave
 
 
 def check(path: Path) -> None:
-    """Validate a server half without running it: unknown plug-ins and parameters are `UserError`s."""
+    """Validate a server half without running it.
+
+    Raises:
+        UserError: an unknown evaluator, rule or parameter, or an evaluation path that does not fit the network.
+    """
     half = load_half(ServerHalf, path)
     make_evaluators(half.evaluators, len(half.roster))
     make_defence(half.defence, len(half.roster))
+    if half.scoring.path != "plain":
+        model = FlatModel(half.model.name, CHECKED)  # whether a path fits is decided by the layers, not by their sizes
+        make_path(half.scoring.path, model, [torch.zeros(1, CHECKED.channels, CHECKED.height, CHECKED.width)])
 
 
 def serve(

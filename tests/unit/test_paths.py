@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import get_args, get_type_hints
 
 import pytest
@@ -10,10 +11,13 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from deploy.prepare import server_half
+from server import app
 from steelyard.benchmarks.rounds import TrainedRound, trained_round
-from steelyard.config import ClientsConfig, DataConfig, Experiment, ScoringConfig, Shape
+from steelyard.config import ClientsConfig, DataConfig, Experiment, RosterEntry, ScoringConfig, Shape, to_json
 from steelyard.errors import UserError
 from steelyard.models import MODELS, FlatModel
+from steelyard.parsing import parse
 from steelyard.scoring.coalitions import all_masks
 from steelyard.scoring.paths import PATHS, make_path
 from steelyard.scoring.paths.folding import folded
@@ -206,3 +210,19 @@ def test_a_model_that_cannot_be_traced_is_refused(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setitem(MODELS, "branching", Branching)
     with pytest.raises(UserError, match=r"torch.fx can trace; Branching: .*set path = 'plain'"):
         make_path("folded", FlatModel("branching", SHAPE), [])
+
+
+def test_a_path_that_does_not_fit_is_refused_when_the_half_is_checked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(MODELS, "linear first", lambda _: nn.Sequential(nn.Linear(3, 4), nn.ReLU()))
+    nothing = Shape(channels=1, height=1, width=1, classes=1)  # a half to be checked knows no data set's
+    file = tmp_path / "half.json"
+    for path, model in (("im2col", "cnn8"), ("folded", "resnet18"), ("im2col_bf16", ""), ("plain", "linear first")):
+        experiment = parse(Experiment, {"name": "e", "scoring": {"path": path}, "model": {"name": model}}, "e")
+        file.write_text(to_json(server_half(experiment, nothing, (RosterEntry(client=0, samples=1),))))
+        app.check(file)
+    experiment = parse(Experiment, {"name": "e", "scoring": {"path": "im2col"}, "model": {"name": "linear first"}}, "e")
+    file.write_text(to_json(server_half(experiment, nothing, (RosterEntry(client=0, samples=1),))))
+    with pytest.raises(UserError, match=r"begins with Linear; set path = 'plain'"):
+        app.check(file)
