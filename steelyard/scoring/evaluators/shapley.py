@@ -15,6 +15,7 @@ from steelyard.scoring.coalitions import Game
 from steelyard.scoring.evaluators.base import Scores
 from steelyard.scoring.evaluators.budget import BudgetParams, Plan, spend
 from steelyard.scoring.evaluators.fedsv import shapley_coefficients
+from steelyard.scoring.evaluators.layers import Layers
 from steelyard.scoring.evaluators.regression import Allocation, PairedRegression
 from steelyard.scoring.evaluators.stratified import Stratified
 from steelyard.scoring.evaluators.walks import Walks
@@ -24,7 +25,7 @@ from steelyard.scoring.evaluators.walks import Walks
 class ShapleyParams(BudgetParams):
     """How coalitions are sampled; `allocation` is how `regression` spreads them over sizes."""
 
-    method: Literal["regression", "adjusted", "antithetic", "permutation", "stratified"] = "regression"
+    method: Literal["regression", "adjusted", "antithetic", "permutation", "stratified", "layers"] = "regression"
     allocation: Allocation = "kernel"
 
 
@@ -47,6 +48,8 @@ class Shapley:
                 return PairedRegression(n, generator, self.params.allocation)
             if method == "stratified":
                 return Stratified(n, generator)
+            if method == "layers":
+                return Layers(n, generator)
             adjusted = method == "adjusted"
             return Walks(n, generator, antithetic=adjusted or method == "antithetic", adjusted=adjusted)
 
