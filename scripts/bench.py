@@ -1,5 +1,7 @@
 """`steelyard bench evaluation`: coalitions per second against published style, path errors, estimators' errors.
 
+`--parts` names what to measure: `speed` and `paths` of evaluation, `estimators` (errors by calls on complete games, and
+on a recorded round with `--run`), `growth` (calls by number of clients).
 `steelyard bench transport` is in `bench_transport.py`.
 
 The work runs in a child process with the environment of a run's processes, since threads and library settings of the
@@ -16,6 +18,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,13 +26,25 @@ from rich.console import Console
 from rich.table import Table
 
 from deploy.environment import process_environment
-from deploy.launch import provenance
+from deploy.launch import ROLES, provenance
+from deploy.prepare import server_folder
 from scripts import bench_transport
-from steelyard.bundle import write_text
-from steelyard.config import ClientsConfig, DataConfig, Experiment, ModelConfig, Shape, TrainingConfig
+from steelyard.bundle import read_arrays, write_text
+from steelyard.config import (
+    ClientsConfig,
+    DataConfig,
+    Experiment,
+    ModelConfig,
+    ServerHalf,
+    Shape,
+    TrainingConfig,
+    load_half,
+)
 from steelyard.errors import UserError
 from steelyard.process import run_main, settle_down
+from steelyard.recording import Recordings
 from steelyard.report.figures import ATTACKER, BENIGN, HONEST, INK, Line, Span, curve_figure, interval_figure
+from steelyard.scoring.coalitions import Floats, all_masks
 
 if TYPE_CHECKING:
     from steelyard.benchmarks.estimators import Estimate
@@ -44,20 +59,23 @@ SHAPES = {
     "cnn28_large": Shape(channels=1, height=28, width=28, classes=10),
 }
 BASELINE = "fedsv permutation"
+PARTS = ("speed", "paths", "estimators", "growth")
+GROWTH_DRAWS = 4  # at most: every repetition is a whole search of budgets
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command line."""
     parser.add_argument("what", choices=("evaluation", "transport"), help="what to measure")
-    parser.add_argument("--parts", default="speed,paths,estimators", help="which parts, e.g. speed (default: all)")
+    parser.add_argument("--parts", default=",".join(PARTS), help="which parts, e.g. speed (default: all)")
     parser.add_argument("--repetitions", type=int, default=5, help="turns of every contender (default: 5)")
     parser.add_argument("--models", default="cnn28_large,cnn8", help="networks to time (default: cnn28_large,cnn8)")
     parser.add_argument("--images", type=int, default=2000, help="images; of 8x8 at most 300 (default: 2000)")
     parser.add_argument("--coalitions", type=int, default=2, help="coalitions per turn; of 8x8 16 (default: 2)")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="scoring workers (default: cores)")
     parser.add_argument("--games", type=Path, default=Path("tests/data/games"), help="complete games as CSV files")
+    parser.add_argument("--run", type=Path, help="a run directory, whose last round becomes two games more")
     parser.add_argument("--draws", type=int, default=50, help="repetitions of every estimator (default: 50)")
-    parser.add_argument("--out", type=Path, help="folder for figures, and transport.json")
+    parser.add_argument("--out", type=Path, help="folder for the figures, and transport.json")
     bench_transport.add_arguments(parser)
 
 
@@ -65,13 +83,13 @@ def act(arguments: argparse.Namespace) -> int:
     """Measure in a child process; returns its exit code."""
     if arguments.what == "transport":
         return bench_transport.act(arguments)
-    if unknown := set(arguments.parts.split(",")) - {"speed", "paths", "estimators"}:
-        raise UserError(f"--parts: speed, paths and estimators expected, got {sorted(unknown)[0]!r}")
+    if unknown := set(arguments.parts.split(",")) - set(PARTS):
+        raise UserError(f"--parts: {', '.join(PARTS)} expected, got {sorted(unknown)[0]!r}")
     if min(arguments.repetitions, arguments.images, arguments.coalitions, arguments.workers, arguments.draws) < 1:
         raise UserError("--repetitions, --images, --coalitions, --workers, --draws: 1 or more expected")
     keys = ("parts", "repetitions", "models", "images", "coalitions", "workers", "games", "draws")
     options = {key: str(getattr(arguments, key)) for key in keys}
-    options["out"] = str(arguments.out or "")
+    options |= {"out": str(arguments.out or ""), "run": str(arguments.run or "")}
     command = [sys.executable, "-m", "scripts.bench", json.dumps(options)]
     return subprocess.run(command, env=process_environment(), check=False).returncode
 
@@ -92,6 +110,8 @@ def measure(options: dict[str, str]) -> None:
         _paths(console)
     if "estimators" in parts:
         _estimators(options, console, out)
+    if "growth" in parts:
+        _growth(min(GROWTH_DRAWS, int(options["draws"])), console, out)
 
 
 def _speed(options: dict[str, str], console: Console, out: Path | None) -> None:
@@ -148,16 +168,70 @@ def _estimators(options: dict[str, str], console: Console, out: Path | None) -> 
     from steelyard.benchmarks.estimators import errors, read_games
 
     budgets = (40, 100, 200, 400)
-    games = read_games(Path(options["games"]))
+    games = read_games(Path(options["games"])) | (_recorded(Path(options["run"])) if options["run"] else {})
     found = list(errors(games, budgets, int(options["draws"])))
-    title = f"RMSE x 1000 (calls) at {', '.join(map(str, budgets))} coalitions, {options['draws']} draws"
+    title = f"RMSE x 1000 (calls, held by 95 % intervals) by coalitions, {options['draws']} draws"
     table = Table("evaluator", "game", *map(str, budgets), title=title)
     for name, game in dict.fromkeys((estimate.evaluator, estimate.game) for estimate in found):
         mine = [estimate for estimate in found if (estimate.evaluator, estimate.game) == (name, game)]
-        table.add_row(name, game, *(f"{1e3 * estimate.rmse:.2f} ({estimate.calls:.0f})" for estimate in mine))
+        table.add_row(name, game, *(_error_cell(estimate) for estimate in mine))
     console.print(table)
     if out is not None:
         _draw_estimators(found, budgets, out / "estimators.svg", console)
+
+
+def _error_cell(estimate: Estimate) -> str:
+    return f"{1e3 * estimate.rmse:.1f} ({estimate.calls:.0f}, {100 * estimate.covered:.0f} %)"
+
+
+def _recorded(run: Path) -> dict[str, Floats]:
+    """The accuracy and loss games of a run's last round."""
+    import torch
+
+    from steelyard.models import FlatModel
+    from steelyard.scoring.replay import RoundScorer
+    from steelyard.scoring.utility import Utility
+
+    server, recordings = server_folder(run / ROLES), Recordings(run)
+    half: ServerHalf = load_half(ServerHalf, server / "half.json")
+    data = read_arrays(server / "data.safetensors")
+    with closing(RoundScorer(half, data, recordings, [])) as scorer:
+        recorded = scorer.read(recordings.closed_rounds()[-1])
+    images, labels = (torch.from_numpy(data[f"validation_{part}"].copy()) for part in ("images", "labels"))
+    model, scoring = FlatModel(half.model.name, half.shape), half.scoring
+    with closing(Utility(model, images, labels, inner_batch=scoring.inner_batch, path=scoring.path)) as utility:
+        game = utility.round(recorded.global_D, recorded.updates, recorded.samples)
+        masks = all_masks(len(recorded.clients))
+        return {
+            "recorded_accuracy": game.view("accuracy").values(masks),
+            "recorded_loss": game.view("loss").values(masks),
+        }
+
+
+def _growth(draws: int, console: Console, out: Path | None) -> None:
+    """Calls against clients, beside N log N drawn through the best method's first point."""
+    from steelyard.benchmarks.growth import GAMES, PLAYERS, TARGET, growth
+
+    found = list(growth(draws))
+    title = f"Calls to a relative error of {TARGET:.0%}, {draws} draws; x: of the last by the first, N log N is 15"
+    table = Table("game", "shapley", *(f"{n} players" for n in PLAYERS), "x", title=title)
+    for each in found:
+        table.add_row(
+            each.game, each.method, *(f"{c:.0f}" for c in each.calls), f"{each.calls[-1] / each.calls[0]:.0f}"
+        )
+    console.print(table)
+    for game in GAMES if out is not None else ():
+        mine = [each for each in found if each.game == game and all(map(math.isfinite, each.calls))]
+        if mine and out is not None:
+            lines = [Line(label=m.method, values=list(m.calls), colour=c) for m, c in zip(mine, COLOURS, strict=False)]
+            scale = mine[0].calls[1] / (PLAYERS[1] * math.log(PLAYERS[1]))
+            curve = [scale * n * math.log(n) for n in PLAYERS]
+            lines.append(Line(label="N log N", values=curve, colour=COLOURS[-1]))
+            path = out / f"growth-{game.replace(' ', '-')}.svg"
+            write_text(
+                path, curve_figure(f"Clients' games: {game}", "calls", lines, [str(n) for n in PLAYERS], "clients")
+            )
+            console.print(f"figure {path}")
 
 
 def _draw_speed(what: str, found: Sequence[Timing], path: Path, console: Console) -> None:

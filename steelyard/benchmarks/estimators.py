@@ -22,7 +22,7 @@ import numpy as np
 from steelyard.errors import UserError
 from steelyard.scoring.coalitions import Floats, all_masks
 from steelyard.scoring.evaluators import EVALUATORS, make_evaluators
-from steelyard.scoring.evaluators.base import Fold
+from steelyard.scoring.evaluators.base import Fold, Scores
 from steelyard.scoring.games import TableGame
 from steelyard.seeding import numpy_generator
 
@@ -31,13 +31,17 @@ SHAPLEY = ("fedsv", "shapley", "tmc", "gtg", "gtg_corrected")
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """One evaluator on one game at one budget: root mean square error over players and repetitions, mean calls."""
+    """One evaluator on one game at one budget: root mean square error over players and repetitions, mean calls.
+
+    `covered` is how often an interval of +- 1.96 standard errors holds the reference, an unknown error holding nothing.
+    """
 
     evaluator: str
     game: str
     budget: int
     rmse: float
     calls: float
+    covered: float
 
 
 def read_games(folder: Path) -> dict[str, Floats]:
@@ -106,21 +110,20 @@ def _with_budget(table: dict[str, Any], budget: int, utilities: Floats) -> dict[
     if "calls" in known:
         return {**table, "calls": budget}
     fewest = range(2, max(3, budget))
-    at = bisect_left(fewest, budget, key=lambda p: _evaluate({**table, "permutations": p}, utilities, 0)[1])
+    at = bisect_left(fewest, budget, key=lambda p: _evaluate({**table, "permutations": p}, utilities, 0).calls)
     return {**table, "permutations": fewest[min(at, len(fewest) - 1)]}
 
 
 def _reference(table: dict[str, Any], utilities: Floats) -> Floats:
     if table["kind"] in SHAPLEY:
         return shapley(utilities)
-    return _evaluate(_with_budget(table, len(utilities), utilities), utilities, 0)[0]
+    return _evaluate(_with_budget(table, len(utilities), utilities), utilities, 0).value
 
 
-def _evaluate(table: dict[str, Any], utilities: Floats, repetition: int) -> tuple[Floats, int]:
+def _evaluate(table: dict[str, Any], utilities: Floats, repetition: int) -> Scores:
     evaluator = make_evaluators([table])[0].evaluator
     assert not isinstance(evaluator, Fold), "a table has no rounds to fold"
-    scores = evaluator.evaluate(TableGame(utilities), numpy_generator(0, "benchmark", table["kind"], repetition))
-    return scores.value, scores.calls
+    return evaluator.evaluate(TableGame(utilities), numpy_generator(0, "benchmark", table["kind"], repetition))
 
 
 def _error(
@@ -128,11 +131,13 @@ def _error(
 ) -> Estimate:
     with_budget = _with_budget(table, budget, utilities)
     runs = [_evaluate(with_budget, utilities, repetition) for repetition in range(repetitions)]
-    squares = np.array([((value_n - reference_n) ** 2).mean() for value_n, _ in runs])
+    off = np.array([scores.value - reference_n for scores in runs])
+    within = np.abs(off) <= 1.96 * np.array([scores.std_error for scores in runs])
     return Estimate(
         evaluator=name,
         game=game,
         budget=budget,
-        rmse=float(np.sqrt(squares.mean())),
-        calls=float(np.mean([calls for _, calls in runs])),
+        rmse=float(np.sqrt((off**2).mean())),
+        calls=float(np.mean([scores.calls for scores in runs])),
+        covered=float(within.mean()),
     )

@@ -10,6 +10,7 @@ import pytest
 
 from steelyard.benchmarks.estimators import errors, read_games, sampling_evaluators, shapley
 from steelyard.benchmarks.evaluation import PUBLISHED, Case, path_errors, published, random_round, timings, utility_of
+from steelyard.benchmarks.growth import GAMES, METHODS, growth
 from steelyard.config import Shape
 from steelyard.errors import UserError
 from steelyard.scoring.coalitions import all_masks
@@ -34,7 +35,7 @@ def test_the_command_prints_and_draws(shell: Any) -> None:
 def test_a_part_that_is_none_is_the_users_mistake(shell: Any) -> None:
     code, _, err = shell.steelyard("bench", "evaluation", "--parts", "speed,taste")
     assert code == 2
-    assert "--parts: speed, paths and estimators expected, got 'taste'" in err
+    assert "--parts: speed, paths, estimators, growth expected, got 'taste'" in err
 
 
 def test_the_published_loop_finds_the_engines_accuracies() -> None:
@@ -68,6 +69,13 @@ def test_errors_fall_with_calls_and_the_budget_is_kept() -> None:
     assert few.rmse > 2 * many.rmse > 0
     assert 40 <= few.calls < 60, "two antithetic pairs are the fewest that have a standard error"
     assert many.calls == pytest.approx(400, rel=0.1)
+
+
+def test_growth_is_the_first_budget_that_comes_near() -> None:
+    """10 players of equal rights: the budgets are 12, 15, 19, ...; what the layers need lies among the first few."""
+    found = {(each.game, each.method): each.calls for each in growth(2, players=(10,))}
+    assert set(found) == {(game, method) for game in GAMES for method in METHODS}
+    assert 12 <= found["fixed size", "layers"][0] < 60
 
 
 def test_a_folder_without_games_is_the_users_mistake(tmp_path: Path) -> None:
