@@ -9,7 +9,7 @@ Legend: n players.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,7 +21,10 @@ from steelyard.scoring.games import FunctionGame, coverage_game
 
 PLAYERS = (10, 20, 40, 80)
 METHODS = ("layers", "regression", "adjusted", "antithetic")
-GAMES = {"own items": (lambda n: 30 * n, lambda n: 4 / n), "fixed size": (lambda _: 300, lambda _: 0.1)}
+GAMES: dict[str, tuple[Callable[[int], int], Callable[[int], float]]] = {  # items, and who covers each, by players
+    "own items": (lambda n: 30 * n, lambda n: 4 / n),
+    "fixed size": (lambda _: 300, lambda _: 0.1),
+}
 TARGET = 0.1
 MOST = 4000
 
