@@ -142,6 +142,10 @@ class Shell:
         return wait_until(lambda: next(self.out.glob("tiny-*"), None), "the run directory")
 
     @staticmethod
+    def rows(path: Path) -> list[dict[str, str]]:
+        return rows(path)
+
+    @staticmethod
     def look(run: Path) -> Look:
         return Look(run)
 
