@@ -30,15 +30,24 @@ STEP = 32  # coalitions between two looks at the clock or at the standard error
 
 
 @dataclass(frozen=True, kw_only=True)
-class BudgetParams(EvaluatorParams):
-    """What a round may cost; sampling ends with whichever comes first.
-
-    `calls` is the number of distinct coalitions: at 2^n the value is exact, below it sampling stops with the draw that
-    reaches it. `target_std_error` is the largest standard error of any player to be content with, `seconds` wall time;
-    0 sets neither.
-    """
+class CallsParams(EvaluatorParams):
+    """The number of distinct coalitions a round may cost; with 2^n all are there."""
 
     calls: Annotated[int, Range(2)] = 512
+
+    def within_calls(self, players: int) -> int:
+        """The most distinct coalitions of who never goes beyond `calls`."""
+        return min(int(2**players), self.calls)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BudgetParams(CallsParams):
+    """What a round may cost; sampling ends with whichever comes first.
+
+    At 2^n `calls` the value is exact, below it sampling stops with the draw that reaches it. `target_std_error` is the
+    largest standard error of any player to be content with, `seconds` wall time; 0 sets neither.
+    """
+
     target_std_error: NonNegativeFloat = 0.0
     seconds: NonNegativeFloat = 0.0
 

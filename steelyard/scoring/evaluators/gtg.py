@@ -63,7 +63,7 @@ class Gtg:
 
     def most_calls(self, players: int) -> int:
         """The budget; no walk goes beyond it."""
-        return min(int(2**players), self.params.calls)
+        return self.params.within_calls(players)
 
     def evaluate(self, game: Game, generator: np.random.Generator) -> Scores:
         """Mean marginals over guided, truncated orders."""

@@ -16,14 +16,12 @@ Legend: n players, C coalitions.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
 
 import numpy as np
 
-from steelyard.parsing import Range
 from steelyard.scoring.coalitions import Floats, Game, Masks, all_masks
-from steelyard.scoring.evaluators.base import NO_SCORES, EvaluatorParams, Scores
-from steelyard.scoring.evaluators.budget import Drawn
+from steelyard.scoring.evaluators.base import NO_SCORES, Scores
+from steelyard.scoring.evaluators.budget import CallsParams, Drawn
 from steelyard.scoring.evaluators.regression import sum_zero_basis
 
 GROUPS = 8
@@ -31,10 +29,8 @@ SLACK = 1e-9  # of the utilities' range: what the norm's minimization may give w
 
 
 @dataclass(frozen=True, kw_only=True)
-class LeastCoreParams(EvaluatorParams):
-    """The number of distinct coalitions a round; with 2^n all constraints are there."""
-
-    calls: Annotated[int, Range(2)] = 512
+class LeastCoreParams(CallsParams):
+    """With 2^n calls all constraints are there."""
 
 
 class LeastCore:
@@ -45,7 +41,7 @@ class LeastCore:
 
     def most_calls(self, players: int) -> int:
         """The budget, which is met exactly."""
-        return min(int(2**players), self.params.calls)
+        return self.params.within_calls(players)
 
     def evaluate(self, game: Game, generator: np.random.Generator) -> Scores:
         """Payments to the players; fair coins draw the coalitions where the budget does not hold all."""

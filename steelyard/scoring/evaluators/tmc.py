@@ -34,7 +34,7 @@ class Tmc:
 
     def most_calls(self, players: int) -> int:
         """The budget; no walk goes beyond it."""
-        return min(int(2**players), self.params.calls)
+        return self.params.within_calls(players)
 
     def evaluate(self, game: Game, generator: np.random.Generator) -> Scores:
         """Mean marginals over truncated orders; the standard error is their spread over orders."""
