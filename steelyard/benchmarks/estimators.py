@@ -26,6 +26,7 @@ from steelyard.scoring.evaluators.base import Fold, Scores
 from steelyard.scoring.games import TableGame
 from steelyard.seeding import numpy_generator
 
+OF_EXAMPLES = ("fold_median",)  # they look at single validation examples, of which a table has none
 SHAPLEY = ("fedsv", "shapley", "tmc", "gtg", "gtg_corrected")
 
 
@@ -75,7 +76,8 @@ def sampling_evaluators() -> Iterator[tuple[str, dict[str, Any]]]:
     seen = set()
     for kind, (params, evaluator) in EVALUATORS.items():
         known = {field.name for field in fields(params)}
-        if not known & {"calls", "permutations"} or not hasattr(evaluator, "evaluate") or evaluator in seen:
+        samples = known & {"calls", "permutations"} and hasattr(evaluator, "evaluate") and kind not in OF_EXAMPLES
+        if not samples or evaluator in seen:
             continue
         seen.add(evaluator)
         for method in _methods(params):

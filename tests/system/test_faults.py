@@ -46,7 +46,8 @@ def test_who_comes_through_in_time_changes_no_score(undisturbed: Any, shell: Any
     assert [len(look.events("joined", client=client)) for client in range(3)] == [1, 2, 2]
     for client in (1, 2):
         (refused,) = look.events("refused", client=client, request="Submit")
-        assert refused["refusal"] == "TRUNCATED", "the upload was caught in its middle"
+        # Caught in its middle: its call ended first, or the same update was announced anew before that was noticed.
+        assert refused["refusal"] in ("TRUNCATED", "LATE")
     links = {event["client"]: event for event in record(run, "link")}
     assert [links[client]["resets"] for client in range(3)] == [0, 1, 1]
     assert all(event["up"] > 3 * 39_720 for event in links.values()), "every update went through its link"

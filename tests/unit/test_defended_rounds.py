@@ -110,7 +110,7 @@ def test_a_round_is_worth_what_the_rule_made_of_it_and_by_the_mean_what_the_mean
     assert totals["mean"] == totals["plain"] != totals["same"]
     with closing(RoundScorer(half, data, recordings, None, table)) as scorer:
         recorded = scorer.read(closed)
-        game = scorer._played(closed, recorded).view("loss")
+        game = scorer.played(closed, recorded).view("loss")
         labels = torch.from_numpy(data["validation_labels"].copy())
         states = (recorded.global_D, scorer.join(closed).next_D)
         value = [float(functional.cross_entropy(_logits(scorer, state), labels)) for state in states]
