@@ -18,6 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from deploy.compose import PORT, SERVED, SERVER_NAME, USER
+from deploy.link_control import SOCKET
 from deploy.prepare import client_folder, prepare, server_folder
 from steelyard.bundle import write_text
 from steelyard.certificates import write_certificates
@@ -79,6 +80,7 @@ def open_boxes(roles: Path, run: Path, clients: Iterable[int]) -> None:
         if not link.exists():
             link.mkdir(mode=0o700)
             write_text(link / "link.json", to_json({"seed": 0}))  # a line that only passes bytes on
+        (link / SOCKET).unlink(missing_ok=True)  # an earlier life's; it says that the link takes commands
         (client_folder(roles, client) / "state").mkdir(mode=0o700, exist_ok=True)
         folders += [client_folder(roles, client), link]
     if os.geteuid() == 0:

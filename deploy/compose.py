@@ -12,7 +12,7 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from deploy.environment import OTHERS, THREADS
+from deploy.environment import DETERMINISM, OTHERS, THREADS
 from deploy.images import OFFICIAL_BASE
 from steelyard.errors import UserError
 from steelyard.parsing import Positive
@@ -111,7 +111,7 @@ x-walls: &walls
 
 
 def _environment() -> str:
-    lines = [f'  {name}: "{value}"\n' for name, value in {**THREADS, **OTHERS}.items()]
+    lines = [f'  {name}: "{value}"\n' for name, value in {**THREADS, **DETERMINISM, **OTHERS}.items()]
     return "x-environment: &environment\n" + "".join(lines)
 
 

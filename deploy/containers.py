@@ -70,7 +70,10 @@ def run_containers(
                 _await_lines(project, hands, present, poll)
                 driver = FaultDriver(faults, run, hands)
                 driver.poll(time.monotonic())
-            project.up(poll)
+                hands.killed |= {f"client-{client}" for client in driver.dead}
+                project.up(poll, *(f"client-{client}" for client in present if client not in driver.dead))
+            else:
+                project.up(poll)
         except RunFailedError:
             if (code := _server_code(project)) is not None:  # compose says only that a dependency did not start
                 raise _failure(project, code) from None
@@ -134,9 +137,13 @@ def boxed(roles: Path, run: Path, clients: tuple[int, ...], say: Callable[[str],
                 yield project
             finally:
                 with ignoring_interrupts():
-                    _collect_logs(project, roles)
-                    project.down()
-                    close_boxes(run)
+                    try:
+                        _collect_logs(project, roles, say)
+                    finally:
+                        try:
+                            project.down()
+                        finally:
+                            close_boxes(run)
 
 
 @contextlib.contextmanager
@@ -227,10 +234,15 @@ def _words(project: Project, service: str) -> str:
     return lines[-1].removeprefix("steelyard: ") if lines else "it left no word"
 
 
-def _collect_logs(project: Project, roles: Path) -> None:
+def _collect_logs(project: Project, roles: Path, say: Callable[[str], None]) -> None:
     """Append what each container said to its role's log, where local processes write theirs."""
     for service, container in project.engine.containers(project.name).items():
         folder = roles / service
         if folder.is_dir():
-            with (folder / "log.txt").open("a", encoding="utf-8") as log:
-                log.write(project.log_of(container))
+            try:
+                words = project.log_of(container)
+            except RunFailedError as error:  # not worth a container that stays behind
+                say(f"{service}'s log could not be had: {error}")
+            else:
+                with (folder / "log.txt").open("a", encoding="utf-8") as log:
+                    log.write(words)

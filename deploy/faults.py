@@ -18,7 +18,7 @@ from typing import Any, Literal, Protocol
 from steelyard.bundle import BundleFile
 from steelyard.errors import RunFailedError
 from steelyard.network import Fault
-from steelyard.recording import Recordings
+from steelyard.recording import Recordings, drop_partial_line
 
 RECORD = "network.jsonl"
 POLL_S = 0.02  # how often a launcher should call `poll`
@@ -53,6 +53,7 @@ class Record:
 
     def __init__(self, run: Path) -> None:
         self._path = run / RECORD
+        drop_partial_line(self._path)
 
     def add(self, name: str, **fields: Any) -> None:
         """Append one event."""
@@ -68,12 +69,15 @@ class Record:
 
 @dataclass(eq=False)
 class Occurrence:
-    """One fault in one round, and how far it has come. `until` ends one that lasts."""
+    """One fault in one round, and how far it has come.
+
+    `acts` is the link's count before it; `until` ends one that lasts.
+    """
 
     fault: Fault
     round: int
     stage: Stage = "waiting"
-    resets: int = 0
+    acts: int = 0
     until: float = 0.0
 
     @property
@@ -122,6 +126,9 @@ class FaultDriver:
         faults: the plan; what the clients do by themselves (slow_compute) is left to them.
         run: the run directory; its server is up, so the first global model is there.
         hands: the launcher's.
+
+    Attributes:
+        dead: clients that a crash ended before this run was continued; a launcher does not start them again.
     """
 
     def __init__(self, faults: Sequence[Fault], run: Path, hands: Hands) -> None:
@@ -129,7 +136,9 @@ class FaultDriver:
         self._record = Record(run)
         self._progress = Progress(run / "events.jsonl")
         self._model = Recordings(run).global_file(1)
-        known = {(event["client"], event["round"]) for event in self._record.read() if event["event"] == "fault"}
+        struck = [event for event in self._record.read() if event["event"] == "fault"]
+        known = {(event["client"], event["round"]) for event in struck}
+        self.dead = frozenset(event["client"] for event in struck if event["kind"] == "crash")
         self._plan = [
             Occurrence(fault, number)
             for fault in faults
@@ -157,17 +166,21 @@ class FaultDriver:
         elif self._progress.is_past(client, one.round):
             self._miss(one)
         elif one.stage == "waiting":
-            if self._progress.is_next(client, one.round):
+            if self._progress.is_next(client, one.round) and not self._is_busy(client):
                 self._arm(one)
         else:
             stats = self._hands.link(client, do="stats")
-            if stats["held"] or stats["resets"] > one.resets:
+            if stats["acts"] > one.acts:
                 self._strike(one, stats, now)
+
+    def _is_busy(self, client: int) -> bool:
+        """Whether an earlier fault of the client goes on."""
+        return any(one.fault.client == client and one.stage in ("armed", "lasting") for one in self._plan)
 
     def _arm(self, one: Occurrence) -> None:
         fault = one.fault
         after = max(int(fault.fraction * BundleFile.open(self._model).manifest.nbytes), 1)
-        one.resets = self._hands.link(fault.client, do="stats")["resets"]
+        one.acts = self._hands.link(fault.client, do="stats")["acts"]
         direction = "up" if fault.at == "upload" else "down"
         act = "reset" if fault.kind == "reset" else "hold"
         self._hands.link(fault.client, do=act, direction=direction, after=after)

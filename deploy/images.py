@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from deploy.engine import Engine, connect
-from steelyard.errors import RunFailedError, UserError
+from steelyard.errors import RunFailedError, UserError, WaitTimeoutError
 from steelyard.process import run_main
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -25,6 +25,7 @@ OWN_BASE = "steelyard-base:bookworm"
 CODE = ("client", "protos", "server", "steelyard")
 FILES = (".dockerignore", "constraints.txt", "deploy/Dockerfile", "deploy/__init__.py", "deploy/healthcheck.py")
 REQUIREMENTS = "deploy/requirements.txt"
+BUILD_TIMEOUT_S = 3600.0  # of one image, or of the wheels
 PYTHON_VERSION = "3.11"  # of the base image, whatever runs here
 
 
@@ -118,7 +119,17 @@ def build_environment() -> dict[str, str]:
 
 def _run(command: list[str], what: str, environment: Mapping[str, str]) -> None:
     try:
-        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            command,
+            cwd=ROOT,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=BUILD_TIMEOUT_S,
+        )
+    except subprocess.TimeoutExpired:
+        raise WaitTimeoutError(f"{what}: not done within {BUILD_TIMEOUT_S:g} s") from None
     except FileNotFoundError as error:
         raise UserError(f"{what}: the command {error.filename} expected, it is not installed") from None
     if done.returncode:

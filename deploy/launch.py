@@ -36,7 +36,7 @@ from steelyard.report.html import write_picture, write_report
 from steelyard.report.summary import summarize, write_summary
 
 Launcher = Literal["local", "inline", "torchrun", "compose"]
-Conduct = Callable[..., None]  # (roles, run, clients, poll, say, faults if there are any)
+Conduct = Callable[..., None]  # (roles, run, clients, poll, say, and the faults to make happen, if there are any)
 CONDUCTS: dict[str, Conduct] = {"local": run_local, "torchrun": run_torchrun, "compose": run_containers}
 ROLES = "roles"
 CHECK_TIMEOUT_S = 300.0  # importing torch takes seconds, minutes on a busy machine
@@ -202,7 +202,8 @@ def _run_one(experiment: Experiment, run: Path, honest: Path | None, options: Op
             _launch(experiment, run, options, view)
             seconds = round(manifest.get("seconds", 0.0) + time.monotonic() - started, 3)
             manifest |= {"seconds": seconds}
-            boundary = BOUNDARIES.get(options.launcher, BOUNDARY)
+            shared = "inline" in (options.launcher, manifest["launcher"])  # what was once in one process stays so
+            boundary = BOUNDARIES.get("inline" if shared else options.launcher, BOUNDARY)
             _write_manifest(run, {**manifest, "status": "RUNNING"})
             summary = summarize(run, honest, experiment.attackers, boundary=boundary)
             write_summary(run, summary)
@@ -220,8 +221,8 @@ def _run_one(experiment: Experiment, run: Path, honest: Path | None, options: Op
 def _launch(experiment: Experiment, run: Path, options: Options, view: View) -> None:
     roles = run / ROLES
     if conduct := options.conduct or CONDUCTS.get(options.launcher):
-        faults = (experiment.network.faults,) if experiment.network.faults else ()
-        conduct(roles, run, experiment.clients.present, view.poll, view.say, *faults)
+        faults = tuple(fault for fault in experiment.network.faults if fault.needs_link)
+        conduct(roles, run, experiment.clients.present, view.poll, view.say, *([faults] if faults else []))
         return
     command = [sys.executable, "-m", "deploy.inline", str(roles), "--run", str(run)]
     if options.order:
@@ -351,7 +352,7 @@ def _link_twin(run: Path, honest: Path) -> None:
 
 def _clear(run: Path) -> None:
     for path in run.iterdir():
-        if path.name == ".lock":
+        if path.name in (".lock", "compose.yaml"):  # which names containers that may have to be removed first
             continue
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)

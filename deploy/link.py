@@ -88,7 +88,7 @@ class Link:
         self._partitioned = self._held = False
         self._stalled_until = 0.0
         self._next_stall: float | None = None
-        self._counts = {"connections": 0, "resets": 0, "stalls": 0}
+        self._counts = {"connections": 0, "resets": 0, "stalls": 0, "acts": 0}  # acts: told beforehand, and come about
         self._take_profile(config.profile)
 
     @property
@@ -167,6 +167,7 @@ class Link:
         """Do what was to happen after a number of bytes, if they have passed."""
         if gate.act is not None and gate.after <= 0:
             act, gate.act = gate.act, None
+            self._counts["acts"] += 1
             if act == "hold":
                 self._held = True
             else:

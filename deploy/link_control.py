@@ -8,7 +8,8 @@
                                            "down" either counts bytes to the client
     {"do": "release"}                      ends a partition, a stall and a hold, and forgets what was to come
     {"do": "profile", "profile": {...}}    other figures (steelyard/links.py) from now on
-    {"do": "stats"}                        bytes passed up and down, connections, resets, stalls, held, partitioned
+    {"do": "stats"}                        bytes passed up and down, connections, resets, stalls, held,
+                                           partitioned, acts ("hold" and "reset" that came about)
 
 A reply is {"ok": true, ...} or {"ok": false, "error": "one line"}.
 """

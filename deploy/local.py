@@ -89,7 +89,8 @@ def run_local(
         driver = FaultDriver(faults, run, here)
         driver.poll(time.monotonic())
         for client in here.addresses:
-            here.start(client)
+            if client not in driver.dead:
+                here.start(client)
         _follow(server, here.processes, driver if faults else None, poll, say)
         _await_end(list(here.clients.values()))
         here.count(Record(run))

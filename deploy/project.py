@@ -18,10 +18,11 @@ from typing import Any
 from deploy.boxes import user_of_boxes
 from deploy.engine import Engine, compose_command, mapped_errors
 from deploy.images import ROOT
-from steelyard.errors import RunFailedError
+from steelyard.errors import RunFailedError, WaitTimeoutError
 from steelyard.process import LAUNCHER
 
 POLL_S = 0.2
+DOWN_TIMEOUT_S = 600.0
 ENDED = ("exited", "dead")
 END_S = 1  # between asking a container to end and ending it: whatever happens to a role, nothing is lost
 
@@ -92,7 +93,17 @@ class Project:
         Raises:
             RunFailedError: something is left.
         """
-        done = subprocess.run(self.down_command, env=self.environment, capture_output=True, text=True, check=False)
+        try:
+            done = subprocess.run(
+                self.down_command,
+                env=self.environment,
+                capture_output=True,
+                text=True,
+                check=False,
+                timeout=DOWN_TIMEOUT_S,
+            )
+        except subprocess.TimeoutExpired:
+            raise WaitTimeoutError(f"containers of {self.name} were not removed within {DOWN_TIMEOUT_S:g} s") from None
         if done.returncode:
             raise RunFailedError(f"removing the containers of {self.name} failed: {_last_words(done.stderr)}")
 

@@ -121,6 +121,10 @@ def _lead(arguments: argparse.Namespace) -> int:
     board.raise_failure()
     try:
         if arguments.roles:
+            if link := next(arguments.roles.glob("link-*"), None):
+                raise UserError(
+                    f"roles without lines expected, {link} is one; [network] needs launcher local or compose"
+                )
             run = arguments.into or server_folder(arguments.roles) / "run"
             _conduct(board, arguments.roles, run, _clients(arguments), lambda: None)
         else:

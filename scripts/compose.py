@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -51,6 +52,9 @@ def act(arguments: argparse.Namespace) -> int:
     open_boxes(arguments.out / "roles", arguments.out, clients)
     write_text(arguments.out / "compose.yaml", text)
     print("images     make images")
-    print(f"start      docker compose -f {arguments.out / 'compose.yaml'} up")
+    who = "STEELYARD_USER=$(id -u):$(id -g) " if os.geteuid() else ""  # the folders are this user's
+    print(f"start      {who}docker compose -f {arguments.out / 'compose.yaml'} up")
+    if any(fault.needs_link for fault in experiment.network.faults):
+        print("note       nobody makes the faults of [network] happen here; `steelyard run --launcher compose` does")
     print(f"results    {arguments.out / 'served'}")
     return 0

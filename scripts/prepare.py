@@ -35,5 +35,7 @@ def act(arguments: argparse.Namespace) -> int:
     for client in linked[:1]:
         print(f"then each link     python -m deploy.link {link_folder(arguments.out, client)} --target HOST:PORT")
         print("                   (and so on); for its client, the server is the address that it prints")
+    if any(fault.needs_link for fault in experiment.network.faults):
+        print("note               nobody makes the faults of [network] happen here; a launcher does, `steelyard run`")
     print(f"then each client   python -m client {first} --server HOST:PORT   (and so on)")
     return 0

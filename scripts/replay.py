@@ -145,6 +145,8 @@ def judge(run: Path, table: Mapping[str, Any], *, scores: bool) -> None:
             recorded, joined = scorer.read(closed), scorer.join(closed)
             weighed += judged_rows(label, closed.round, recorded.clients, joined.verdict)
             scored += [{**row, "evaluator": f"{row['evaluator']}@{label}"} for row in scorer.rows(closed)]
+    if not weighed:
+        raise UserError(f"{run}: a round with updates expected, there is none to judge")
     _add(run / JUDGED, weighed, "defence")
     print(f"{run / JUDGED}: {len(weighed)} rows of {label}")
     if scored:

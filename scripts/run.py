@@ -46,7 +46,10 @@ def act(arguments: argparse.Namespace) -> int:
     try:
         run = run_experiment(experiment, options, progress)
     except KeyboardInterrupt:
-        again = f"{command_name()} run --resume {progress.run}" if progress.run else "the same command"
+        again = "the same command"
+        if progress.run and not progress.run.name.startswith("honest-"):  # a twin alone is not what was asked for
+            again = f"{command_name()} run --resume {progress.run}"
+            again += "" if arguments.launcher == "local" else f" --launcher {arguments.launcher}"
         sys.stderr.write(f"\nsteelyard: interrupted; every process was ended. To go on: {again}\n")
         return 130
     finally:

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from steelyard.bundle import write_text
-from steelyard.recording import read_events
+from steelyard.recording import drop_partial_line, read_events
 
 SCORES = (
     "round",
@@ -55,8 +55,7 @@ class Ledger:
         self.run = run
         self._lock = threading.Lock()
         events = run / "events.jsonl"
-        if events.exists():
-            _drop_partial_line(events)
+        drop_partial_line(events)
         self.incarnation: int = 1 + sum(event["event"] == "server_started" for event in read_events(run))
         self._events = events.open("a", encoding="utf-8")
         self._refusals: Counter[int | None] = Counter()
@@ -94,14 +93,6 @@ class Ledger:
     def close(self) -> None:
         """Close the event log."""
         self._events.close()
-
-
-def _drop_partial_line(path: Path) -> None:
-    data = path.read_bytes()
-    whole = data.rfind(b"\n") + 1
-    if whole < len(data):
-        with path.open("r+b") as file:
-            file.truncate(whole)
 
 
 def _read_rows(path: Path) -> list[dict[str, str]]:

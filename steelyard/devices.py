@@ -1,9 +1,12 @@
 """Makes a CUDA device compute the same bits every time. Written without a GPU at hand: tests marked `gpu` show it.
 
-The environment's part, cuBLAS's workspace, is set by the launcher (`deploy/environment.py`) before torch is imported.
+The environment's part, cuBLAS's workspace, is set by the launcher (`deploy/environment.py`); a process started by hand
+sets it here, before cuBLAS is first used.
 """
 
 from __future__ import annotations
+
+import os
 
 import torch
 
@@ -28,6 +31,7 @@ def use_device(device: str, what: str) -> str:
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if int(device.partition(":")[2] or 0) >= count:
         raise UserError(f"{what} = {device!r}: a CUDA device expected, torch sees {count} here; set it to 'cpu'")
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(mode=True)
     torch.backends.cudnn.deterministic = True
     torch.backends.cudnn.benchmark = False

@@ -32,9 +32,11 @@ class PlacementConfig:
 
     @property
     def kinds(self) -> list[str]:
-        """What of this decides results: the kinds of the clients' devices; empty when all are the CPU."""
+        """What of this decides results: the kinds of the clients' devices in turn; empty when all are the CPU."""
         kinds = [device.partition(":")[0] for device in self.clients]
-        return [] if set(kinds) == {"cpu"} else kinds
+        if set(kinds) == {"cpu"}:
+            return []
+        return kinds[:1] if len(set(kinds)) == 1 else kinds
 
 
 def check_placement(

@@ -126,3 +126,14 @@ def read_vector(path: Path, *, verify: bool = False) -> Vector:
     if verify and digest(file.data) != file.manifest.sha256:
         raise BadBundleError("BAD_DIGEST", f"{path.name}: the bytes do not match the digest in the header")
     return file.flat()
+
+
+def drop_partial_line(path: Path) -> None:
+    """Cut a log of lines back to its last whole one: whoever wrote it was killed. No file is no error."""
+    if not path.exists():
+        return
+    data = path.read_bytes()
+    whole = data.rfind(b"\n") + 1
+    if whole < len(data):
+        with path.open("r+b") as file:
+            file.truncate(whole)

@@ -73,7 +73,8 @@ def compare(runs: Sequence[Path]) -> dict[str, list[Comparison]]:
     for run in runs:
         attacked = _records(run)
         experiment = attacked.manifest["experiment"]
-        attackers = [int(client) for client in (experiment["attack"] or {}).get("clients", [])]
+        attack = experiment["attack"] or {}
+        attackers = [int(client) for client in attack.get("clients", [0])] if attack else []
         if not attackers or not (run / "honest").exists():
             raise UserError(f"{run}: a run with attackers and an honest twin expected (compare_honest = true)")
         name, seed = str(experiment["name"]), int(experiment["seed"])

@@ -6,10 +6,11 @@ Torch-free; reads role folders, never what is in them beyond a digest.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from steelyard.decoder_store import file_digest
 
 ROLES = "roles"
 UNHASHED = ("log.txt", "token")  # one grows, the other is a secret
@@ -30,16 +31,11 @@ def _files(folder: Path) -> list[dict[str, Any]]:
         {
             "name": str(path.relative_to(folder)),
             "bytes": path.stat().st_size,
-            "sha256": None if path.name in UNHASHED else _digest(path),
+            "sha256": None if path.name in UNHASHED else file_digest(path),
         }
         for path in sorted(folder.rglob("*"))
         if path.is_file()
     ]
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _wire(role: str, events: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -476,7 +476,7 @@ def test_what_a_cut_leaves_goes_to_nobody_or_to_those_behind_it() -> None:
 
 # --- error against calls -------------------------------------------------------------------------------------------
 
-# RMSE x 1000 at 100 and 200 calls, 200 repetitions, as `scripts/estimators.py` measured them; docs/evaluators.md.
+# RMSE x 1000 at 100 and 200 calls, 200 repetitions, as `steelyard bench evaluation` measured them; docs/evaluators.md.
 BASELINES = {
     "permutation": {100: [19.8, 27.7, 18.9, 278.0], 200: [13.1, 18.1, 12.8, 197.0]},
     "gtg": {100: [16.2, 27.0, 16.7, 213.0], 200: [10.7, 16.9, 10.1, 136.0]},

@@ -22,7 +22,7 @@ class Script:
 
     def __init__(self) -> None:
         self.done: list[str] = []
-        self.stats: dict[str, Any] = {"up": 0, "down": 0, "resets": 0, "held": False}
+        self.stats: dict[str, Any] = {"up": 0, "down": 0, "resets": 0, "acts": 0}
         self.dead = False
 
     def kill(self, client: int) -> None:
@@ -84,10 +84,9 @@ def test_a_fault_is_armed_when_the_update_before_it_has_arrived(bench: Bench) ->
     assert bench.hands.take() == ["1 hold up 100"], "a quarter of 400 bytes"
     driver.poll(3.0)
     assert bench.hands.take() == []
-    bench.hands.stats["held"] = True
+    bench.hands.stats["acts"] += 1
     driver.poll(4.0)
     assert bench.hands.take() == ["kill 1", "1 reset", "1 release"]
-    bench.hands.stats["held"] = False
     driver.poll(6.9)
     assert bench.hands.take() == []
     driver.poll(7.0)
@@ -100,7 +99,7 @@ def test_the_first_round_is_armed_at_once_and_half_a_line_is_no_event(bench: Ben
     (bench.run / "events.jsonl").write_text('{"event": "round_cl')
     driver.poll(0.0)
     assert bench.hands.take() == ["1 hold down 200"]
-    bench.hands.stats["held"] = True
+    bench.hands.stats["acts"] += 1
     driver.poll(1.0)
     driver.poll(3.0)
     assert bench.hands.take() == ["pause 1", "resume 1", "1 release"]
@@ -111,7 +110,7 @@ def test_a_reset_is_the_links_own_and_happens_in_every_round_of_it(bench: Bench)
     for number in (1, 2):
         driver.poll(0.0)
         assert bench.hands.take() == ["0 reset up 200"]
-        bench.hands.stats["resets"] = number
+        bench.hands.stats["acts"] = number
         driver.poll(1.0)
         bench.say("received", client=0, round=number)
     driver.poll(2.0)
@@ -138,3 +137,42 @@ def test_a_link_that_is_gone_ends_its_fault_alone(bench: Bench) -> None:
     driver.poll(1.0)
     assert bench.hands.take() == []
     assert bench.recorded() == [("fault_failed", 1)]
+
+
+def test_a_lines_own_reset_is_not_the_faults_moment(bench: Bench) -> None:
+    driver = bench.driver(client=1, round=1, kind="crash")
+    driver.poll(0.0)
+    bench.hands.take()
+    bench.hands.stats["resets"] += 1
+    driver.poll(1.0)
+    assert (bench.hands.take(), bench.recorded()) == ([], [])
+
+
+def test_a_fault_waits_for_an_earlier_one_of_its_client(bench: Bench) -> None:
+    driver = bench.driver(client=1, round=1, rounds=2, kind="partition", seconds=30.0)
+    driver.poll(0.0)
+    bench.hands.stats["acts"] += 1
+    driver.poll(1.0)
+    bench.hands.take()
+    bench.say("round_closed", round=1)
+    driver.poll(2.0)
+    assert bench.hands.take() == []
+    driver.poll(31.0)
+    driver.poll(32.0)
+    assert bench.hands.take() == ["1 release", "1 hold up 200"]
+
+
+def test_who_crashed_stays_dead_when_the_run_is_continued(bench: Bench) -> None:
+    driver = bench.driver(client=1, round=1, kind="crash")
+    assert driver.dead == frozenset()
+    driver.poll(0.0)
+    bench.hands.stats["acts"] += 1
+    driver.poll(1.0)
+    assert bench.driver(client=1, round=1, kind="crash").dead == {1}
+
+
+def test_half_a_line_of_a_killed_launcher_is_dropped(bench: Bench) -> None:
+    path = bench.run / "network.jsonl"
+    path.write_text('{"event": "fault", "client": 1, "round": 1, "kind": "crash"}\n{"event": "fau')
+    Record(bench.run).add("fault_over", client=1, round=1, kind="crash")
+    assert bench.recorded() == [("fault", 1), ("fault_over", 1)]
