@@ -31,7 +31,7 @@ class Panel:
 def heat_map(title: str, rows: Sequence[str], columns: Sequence[str], panels: Sequence[Panel]) -> str:
     """Panels side by side, each with the same rows; a cell that is missing is grey."""
     left = 24 + 7 * max((len(row) for row in rows), default=0)
-    panel_w = CELL_W * len(columns) + GAP
+    panel_w = max(CELL_W * len(columns), *(8 * len(panel.title) for panel in panels), 0) + GAP
     width, height = left + panel_w * len(panels), TOP + CELL_H * len(rows) + 16
     parts = [_text(16, 24, title, size=15, weight=600, anchor="start")]
     parts += [_text(left - 10, TOP + CELL_H * (i + 0.5) + 4, row, anchor="end") for i, row in enumerate(rows)]

@@ -66,7 +66,7 @@ def attack_by_defence(results: Results, found: Mapping[Key, Mapping[int, Flags]]
     keys = [(point, variant) for point, variant, _ in results.groups(sweep.evaluator, attacks=True)]
     panels = [
         Panel(
-            title=f"{evaluator}, attacked minus honest",
+            title=evaluator,
             cells=_cells({key: results.contrast(*key, HONEST, evaluator).estimate for key in keys}, 3),
         )
         for evaluator in results.evaluators
@@ -76,10 +76,13 @@ def attack_by_defence(results: Results, found: Mapping[Key, Mapping[int, Flags]]
     rates = {key: estimate([one.difference for one in found.get(key, {}).values()]) for key in keys}
     panels += [
         Panel(title="accuracy, points", cells=_cells(accuracy, 2)),
-        Panel(title="flagged, attacked minus honest", cells=_cells(rates, 2)),
+        Panel(title="flagged, rate", cells=_cells(rates, 2)),
     ]
     seeds = len({row.seed for row in results.rows})
-    title = f"Attack by defence ({sweep.config.name}): means over {seeds} seeds; bold: the 95 % interval excludes 0"
+    title = (
+        f"Attack by defence ({sweep.config.name}): attacked minus honest, means over up to {seeds} seeds; "
+        "bold: the 95 % interval excludes 0"
+    )
     rows_shown, columns = (list(dict.fromkeys(key[side] for key in keys)) for side in (0, 1))
     short = {point: point.removeprefix("defence=") for point in rows_shown}
     renamed = [
