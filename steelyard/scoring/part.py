@@ -10,6 +10,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from steelyard.errors import UserError
 from steelyard.scoring.coalitions import Floats, Game, Masks
 from steelyard.scoring.evaluators.base import Round, Vectors
 
@@ -60,8 +61,12 @@ class PartRound:
         return self._whole.last_layer(vector_P)
 
     def validation_gradient(self) -> Floats:
-        """Not known for a part."""
-        raise NotImplementedError("the gradient on a part of the validation data")
+        """Not known for a part.
+
+        Raises:
+            UserError: always.
+        """
+        raise UserError("evaluators that do without the validation gradient expected on a part of the validation data")
 
     def play(
         self,
