@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import pytest
+
 from steelyard.report.records import read_metrics
 
 DEFENCE = '{name = "centred_clipping", tau = 0.2, pre = ["nnm"]}'
@@ -20,6 +22,7 @@ SETTINGS = (
 )
 
 
+@pytest.mark.slow  # the rules, their states and their scores have fast tests of their own
 def test_a_defended_run_has_the_same_bits_over_any_launcher_and_replays(shell: Any) -> None:
     run = shell.run(*SETTINGS)
     look = shell.look(run)

@@ -104,6 +104,7 @@ def test_workers_end_with_the_process_that_started_them(shell: Any) -> None:
     shell.wait_until(lambda: not any(shell.runs(pid) for pid in pids), "the end of the workers")
 
 
+@pytest.mark.slow  # test_every_evaluator.py has workers in a live run and in its replay too
 def test_a_run_with_workers_is_the_same_run(undisturbed: Any, shell: Any) -> None:
     run = shell.run("--launcher", "inline", "--set", "scoring.workers=2")
     assert run.name == undisturbed.run.name, "workers are not part of what was asked"
