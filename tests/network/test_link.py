@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import os
 import socket
 import statistics
 import subprocess
@@ -213,14 +215,30 @@ def test_the_latency_is_the_one_asked_for_and_jitter_keeps_the_order(links: Link
             assert b"".join(iter(lambda: connection.recv(2**16), b"")) == sent
 
 
-def test_an_unshaped_link_carries_at_least_half_of_raw_loopback(links: Links) -> None:
-    """Interleaved, so that what else the machine does befalls both; a link that copied would reach it in no batch."""
+def test_an_unshaped_link_costs_less_than_the_transfer_itself(links: Links) -> None:
+    """So that it carries at least half of raw loopback when processors are the limit.
+
+    In processor time, interleaved, the cheapest of some tries: wall time on two shared cores tells how many of the
+    three processes had one, and a link that is kept waiting moves smaller pieces, which only ever costs more.
+    """
     total = 2**28
     with listening(count) as target:
         address, folder = links.start(target)
-        batch = lambda: statistics.median(upload(target, total) / upload(address, total) for _ in range(5))  # noqa: E731
-        assert best(batch, 0.5) > 0.5
-        assert command(folder, do="stats")["up"] % (5 * total) == 0
+        pid, ratios = links.started[0].pid, [math.inf]
+        while min(ratios) >= 1.0 and len(ratios) <= 20:
+            here, there = time.process_time(), processor_seconds(pid)
+            upload(target, total)
+            raw = time.process_time() - here
+            upload(address, total)
+            ratios.append((processor_seconds(pid) - there) / raw)
+        assert min(ratios) < 1.0
+        assert command(folder, do="stats")["up"] == (len(ratios) - 1) * total
+
+
+def processor_seconds(pid: int) -> float:
+    """Processor time of a running process, user and system (in ticks of 10 ms)."""
+    fields = Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def test_a_reset_comes_after_the_bytes_asked_for_and_at_both_ends(links: Links) -> None:
