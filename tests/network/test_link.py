@@ -215,12 +215,22 @@ def test_the_latency_is_the_one_asked_for_and_jitter_keeps_the_order(links: Link
             assert b"".join(iter(lambda: connection.recv(2**16), b"")) == sent
 
 
-def test_an_unshaped_link_costs_less_than_the_transfer_itself(links: Links) -> None:
-    """So that it carries at least half of raw loopback when processors are the limit.
+@pytest.mark.xfail(
+    strict=False,
+    reason="not reached where the link has no core of its own: 0.40 to 0.50 on two cores (docs/network.md)",
+)
+def test_an_unshaped_link_carries_at_least_half_of_raw_loopback(links: Links) -> None:
+    """Interleaved, so that what else the machine does befalls both; a link that copied would reach it in no batch."""
+    total = 2**28
+    with listening(count) as target:
+        address, folder = links.start(target)
+        batch = lambda: statistics.median(upload(target, total) / upload(address, total) for _ in range(5))  # noqa: E731
+        assert best(batch, 0.5) > 0.5
+        assert command(folder, do="stats")["up"] % (5 * total) == 0
 
-    In processor time, interleaved, the cheapest of some tries: wall time on two shared cores tells how many of the
-    three processes had one, and a link that is kept waiting moves smaller pieces, which only ever costs more.
-    """
+
+def test_an_unshaped_link_costs_less_than_the_transfer_itself(links: Links) -> None:
+    """In processor time, the cheapest of some tries: waiting makes pieces smaller, which only ever costs more."""
     total = 2**28
     with listening(count) as target:
         address, folder = links.start(target)

@@ -48,6 +48,8 @@ def test_who_comes_through_in_time_changes_no_score(undisturbed: Any, shell: Any
         (refused,) = look.events("refused", client=client, request="Submit")
         # Caught in its middle: its call ended first, or the same update was announced anew before that was noticed.
         assert refused["refusal"] in ("TRUNCATED", "LATE")
+        (caught,) = look.events("upload_failed", client=client)
+        assert caught["bytes"] < 39_720, "the whole update had not come"
     links = {event["client"]: event for event in record(run, "link")}
     assert [links[client]["resets"] for client in range(3)] == [0, 1, 1]
     assert all(event["up"] > 3 * 39_720 for event in links.values()), "every update went through its link"
