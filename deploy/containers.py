@@ -65,19 +65,22 @@ def run_containers(
         hands = BoxHands(project, roles)
         driver = None
         try:
-            if faults:  # a line is told what is to come before its client can begin
-                project.up(poll, "server", *(f"link-{client}" for client in present))
-                _await_lines(project, hands, present, poll)
-                driver = FaultDriver(faults, run, hands)
-                driver.poll(time.monotonic())
-                hands.killed |= {f"client-{client}" for client in driver.dead}
-                project.up(poll, *(f"client-{client}" for client in present if client not in driver.dead))
-            else:
+            if not faults:
                 project.up(poll)
-        except RunFailedError:
-            if (code := _server_code(project)) is not None:  # compose says only that a dependency did not start
+            else:  # a line is told what is to come before its client can begin
+                project.up(poll, "server", *(f"link-{client}" for client in present))
+                if _await_lines(project, hands, present, poll):
+                    driver = FaultDriver(faults, run, hands)
+                    driver.poll(time.monotonic())
+                    hands.killed |= {f"client-{client}" for client in driver.dead}
+                    project.up(poll, *(f"client-{client}" for client in present if client not in driver.dead))
+        except RunFailedError:  # compose says only that a dependency did not start
+            code = _server_code(project)
+            if code is None:
+                raise
+            if code:
                 raise _failure(project, code) from None
-            raise
+            # else the server continued a run that had nothing left to do, and was done before its clients were there
         _follow(project, present, hands.killed, driver, poll, say)
         hands.count(present, Record(run))
 
@@ -159,16 +162,19 @@ def _guard(project: Project) -> Iterator[None]:
             process.kill()
 
 
-def _await_lines(project: Project, hands: BoxHands, clients: tuple[int, ...], poll: Callable[[], None]) -> None:
-    """Wait until the server listens and every link takes commands."""
+def _await_lines(project: Project, hands: BoxHands, clients: tuple[int, ...], poll: Callable[[], None]) -> bool:
+    """Wait until the server listens and every link takes commands; False: the server has finished already."""
     end = time.monotonic() + START_TIMEOUT_S
     while not (project.is_healthy("server") and all(map(hands.is_reachable, clients))):
-        if (code := project.exit_code("server")) is not None:
+        if code := project.exit_code("server"):
             raise _failure(project, code)
+        if code == 0:
+            return False
         if time.monotonic() > end:
             raise WaitTimeoutError(f"the server and its links were not ready within {START_TIMEOUT_S:g} s")
         time.sleep(POLL_S)
         poll()
+    return True
 
 
 def _follow(
@@ -202,9 +208,9 @@ def _follow(
 
 
 def _server_code(project: Project) -> int | None:
-    """The server's exit code if it ended, other than by finishing."""
+    """The server's exit code if it ended."""
     with contextlib.suppress(RunFailedError):  # not even its container was made
-        return project.exit_code("server") or None
+        return project.exit_code("server")
     return None
 
 

@@ -39,3 +39,6 @@ def test_a_fault_plan_happens_and_loses_nothing(
     assert [line for line in said if "ended early" in line] == [], "what was planned is no news"
     assert sorted(e["client"] for e in record if e["event"] == "link") == [0, 1, 2]
     assert numbers_of(tmp_path) == undisturbed
+    for plan in (experiment.network.faults, ()):  # a server that has nothing left to do ends before its clients are up
+        run_containers(tmp_path / "roles", tmp_path, present, lambda: None, said.append, plan)
+    assert numbers_of(tmp_path) == undisturbed

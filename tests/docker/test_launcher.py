@@ -33,6 +33,10 @@ count = 2
 [attack]
 name = "label_flip"
 compare_honest = false
+[protocol]
+join_timeout_s = 300.0
+round_deadline_s = 900.0
+lease_s = 150.0
 [[evaluators]]
 name = "fedsv_loss"
 kind = "fedsv"
@@ -63,7 +67,7 @@ class Command:
     def run(self, *arguments: str) -> tuple[int, str, str]:
         """Exit code, stdout, stderr."""
         process = self.start(*arguments)
-        out, err = process.communicate(timeout=600)
+        out, err = process.communicate(timeout=PATIENCE_S)
         return process.returncode, out, err
 
     def left_of(self, run: Path) -> list[str]:
@@ -73,10 +77,12 @@ class Command:
 
 
 @pytest.fixture
-def steelyard(engine: Any, tag: str, wait_until: Callable[..., Any]) -> Iterator[Command]:
+def steelyard(engine: Any, tag: str, wait_until: Callable[..., Any], tmp_path: Path) -> Iterator[Command]:
     assert tag
     made = Command(engine, wait_until)
     yield made
+    for log in sorted(tmp_path.rglob("roles/*/log.txt")):  # pytest shows it where the test failed
+        print(f"--- {log.relative_to(tmp_path)}", *log.read_text(encoding="utf-8").splitlines()[-12:], sep="\n")
     for process in made.started:
         if process.poll() is None:
             process.kill()
@@ -110,7 +116,8 @@ def test_a_run_whose_launcher_is_killed_or_interrupted_goes_on(
 ) -> None:
     experiment = tmp_path / "tiny.toml"
     experiment.write_text(TINY, encoding="utf-8")
-    assert steelyard.run("run", str(experiment), "--out", str(tmp_path / "local"))[0] == 0
+    code, _, err = steelyard.run("run", str(experiment), "--out", str(tmp_path / "local"))
+    assert code == 0, err
     undisturbed = next((tmp_path / "local").glob("tiny-*"))
     run = tmp_path / "boxed" / undisturbed.name
     launcher = steelyard.start("run", str(experiment), "--out", str(run.parent), "--launcher", "compose")
@@ -120,12 +127,13 @@ def test_a_run_whose_launcher_is_killed_or_interrupted_goes_on(
     launcher = steelyard.start("run", "--resume", str(run), "--launcher", "compose")
     steelyard.wait_until(lambda: "server" in steelyard.engine.states(project_name(run)), "the server")
     launcher.send_signal(signal.SIGINT)
-    assert launcher.wait(120) == 130
+    assert launcher.wait(PATIENCE_S) == 130
     assert steelyard.left_of(run) == []
     code, _, err = steelyard.run("run", "--resume", str(run))
     assert code == 2, "its roles were prepared for containers"
     assert "resume it with --launcher compose" in err
-    assert steelyard.run("run", "--resume", str(run), "--launcher", "compose")[0] == 0
+    code, _, err = steelyard.run("run", "--resume", str(run), "--launcher", "compose")
+    assert code == 0, err
     assert numbers_of(run) == numbers_of(undisturbed)
 
 
@@ -137,13 +145,14 @@ def test_a_killed_server_is_told_and_the_run_goes_on(
     launcher = steelyard.start("run", str(experiment), "--out", str(tmp_path), "--launcher", "compose")
     run = steelyard.wait_until(lambda: next(tmp_path.glob("tiny-*/metrics.csv"), None), "the first round").parent
     steelyard.engine.containers(project_name(run))["server"].kill()
-    _, err = launcher.communicate(timeout=120)
+    _, err = launcher.communicate(timeout=PATIENCE_S)
     assert launcher.returncode == 1
     assert err == "steelyard: the server's container was ended by SIGKILL; resume the run to go on\n"
     assert steelyard.left_of(run) == []
     settled = len(numbers_of(run))
     assert settled > 0, "what was settled is in its place"
-    assert steelyard.run("run", "--resume", str(run), "--launcher", "compose")[0] == 0
+    code, _, err = steelyard.run("run", "--resume", str(run), "--launcher", "compose")
+    assert code == 0, err
     assert len(numbers_of(run)) == 30 * (2 + 1)
 
 
