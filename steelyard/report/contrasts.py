@@ -10,8 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from scipy import stats
-
 from steelyard.report.measures import paired_interval
 
 Direction = Literal["greater", "less", "two-sided"]
@@ -48,6 +46,8 @@ def paired_t_test(differences: Sequence[float], direction: Direction = "two-side
         None for fewer than two seeds. Where all differences are the same, the limit of the test: 1/2 (1 if two-sided)
         for 0, else 0 or 1.
     """
+    from scipy import stats
+
     n = len(differences)
     if n < 2:
         return None

@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
 
 Floats = NDArray[np.float64]
 
@@ -33,6 +32,8 @@ WEIGHT_TOLERANCE = 1e-6  # relative: far above rounding, far below any clipping 
 
 def ranks(totals_N: Floats) -> Floats:
     """Ranks of the clients, [N]: 1 is the highest value; ties share the mean of the ranks that they cover."""
+    from scipy import stats  # slow to load, and a command that measures nothing need not wait for it
+
     return np.asarray(stats.rankdata(-totals_N, method="average"), dtype=np.float64)
 
 
@@ -82,6 +83,8 @@ class Structure:
 
 def structure(honest_N: Floats, attacked_N: Floats, *, kind: str, validation: int) -> Structure:
     """Compare the totals of the same clients (the benign ones) without and with the attack."""
+    from scipy import stats
+
     first = shares(honest_N, kind=kind, validation=validation)
     second = shares(attacked_N, kind=kind, validation=validation)
     distance = None
@@ -167,5 +170,7 @@ def paired_interval(differences: Sequence[float], confidence: float = 0.95) -> t
     if n == 1:
         return mean, math.inf
     deviation = math.sqrt(math.fsum((d - mean) ** 2 for d in differences) / (n - 1))
+    from scipy import stats
+
     quantile: Any = stats.t.ppf((1 + confidence) / 2, n - 1)
     return mean, float(quantile) * deviation / math.sqrt(n)

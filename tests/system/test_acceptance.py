@@ -36,10 +36,11 @@ def run_whole(shell: Any, path: Path, *arguments: str) -> None:
 @pytest.mark.timeout(2400)
 def test_the_attack_raises_the_score_and_keeps_the_accuracy(shell: Any) -> None:
     raised, lost = [], []
+    quickstart = ROOT / "experiments" / "quickstart.toml"
     for seed in range(5):
-        run_whole(
-            shell, ROOT / "experiments" / "quickstart.toml", "--set", f"name=seed-{seed}", "--set", f"seed={seed}"
-        )
+        # the first seed as a user runs it; the others in one process, which gives the same bits in half the time
+        how = ("--launcher", "inline", "--set", "transport.tensors=memory") if seed else ()
+        run_whole(shell, quickstart, "--set", f"name=seed-{seed}", "--set", f"seed={seed}", *how)
         (run,) = shell.out.glob(f"seed-{seed}-*")
         honest, attacked = total(run / "honest", shell.look), total(run, shell.look)
         before, after = final_accuracy(run / "honest"), final_accuracy(run)
@@ -60,7 +61,7 @@ def test_the_experiment_on_fashion_mnist_runs(shell: Any) -> None:
         if "fashion_mnist" in os.environ.get("STEELYARD_REQUIRE", ""):
             pytest.fail(f"STEELYARD_REQUIRE names fashion_mnist, {DEBIAN_FOLDER} is not there")
         pytest.skip(f"{DEBIAN_FOLDER} is not there: apt-get install dataset-fashion-mnist")
-    run_whole(shell, FASHION)
+    run_whole(shell, FASHION, "--set", "rounds=2")  # what a round needs, twice; later ones ask for nothing new
     done = [json.loads(path.read_text(encoding="utf-8"))["status"] for path in shell.out.glob("*/manifest.json")]
     assert done
     assert set(done) == {"DONE"}

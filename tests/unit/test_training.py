@@ -103,6 +103,22 @@ def test_the_update_is_the_trained_state_minus_the_start_and_nothing_of_the_mode
     assert torch.equal(update, kept)
 
 
+@pytest.mark.parametrize(("momentum", "decay"), [(0.0, 0.0), (0.9, 0.0), (0.0, 0.01), (0.9, 0.01)])
+def test_a_step_has_the_bits_of_torchs_own_sgd(momentum: float, decay: float) -> None:
+    settings = TrainingConfig(epochs=2, momentum=momentum, weight_decay=decay)
+    model, (images, labels) = FlatModel("cnn8", DIGITS), data()
+    start, shuffle = model.initial_state(generator()), generator(3)
+    ours = train(model, start, images, labels, settings, generator(3))
+    model.load(start)
+    sgd = torch.optim.SGD(model.parameters, settings.learning_rate, momentum=momentum, weight_decay=decay)
+    for _ in range(settings.epochs):
+        for batch in torch.split(torch.randperm(len(labels), generator=shuffle), settings.batch_size):
+            sgd.zero_grad()
+            nn.functional.cross_entropy(model(images[batch]), labels[batch]).backward()
+            sgd.step()
+    assert torch.equal(ours, model.state - start)
+
+
 def test_nothing_global_is_drawn_from() -> None:
     model = FlatModel("cnn8", DIGITS)
     before = torch.get_rng_state()
