@@ -22,6 +22,7 @@ from typing import IO, Any
 from deploy.environment import process_environment
 from deploy.faults import POLL_S as FAULT_POLL_S
 from deploy.faults import FaultDriver, Record
+from deploy.forks import Fork, Nursery, can_fork
 from deploy.link_control import command
 from deploy.prepare import client_folder, link_folder, server_folder
 from steelyard.errors import RunFailedError, UserError, WaitTimeoutError
@@ -42,7 +43,7 @@ class Process:
     """One role's process."""
 
     role: str
-    popen: subprocess.Popen[str]
+    popen: subprocess.Popen[str] | Fork
     log: Path
     reported: bool = field(default=False)
 
@@ -83,6 +84,7 @@ def run_local(
     try:
         server = _start("server", server_folder(roles), ["--run", str(run)], subprocess.PIPE)
         here.processes.append(server)
+        here.load()  # while the server does
         address = _await_address(server)
         for client in clients:  # one by one, so that those started are ended if the next can't start
             here.join(client, address)
@@ -96,6 +98,7 @@ def run_local(
         here.count(Record(run))
     finally:
         end_all(here.processes)
+        here.close()
 
 
 def run_server(
@@ -130,6 +133,17 @@ class Roles:
         self.processes: list[Process] = []  # all that were ever started
         self.clients: dict[int, Process] = {}  # each client's latest
         self.addresses: dict[int, str] = {}  # where each client finds the server
+        self._nursery: Nursery | None = None
+
+    def load(self) -> None:
+        """Have clients forked from a process that loads from now on, where the system can."""
+        if can_fork():
+            self._nursery = Nursery()
+
+    def close(self) -> None:
+        """End what `load` started."""
+        if self._nursery is not None:
+            self._nursery.close()
 
     def join(self, client: int, server: str) -> None:
         """Say where a client finds the server: through its link, which starts here, if it has a folder."""
@@ -142,8 +156,12 @@ class Roles:
 
     def start(self, client: int) -> None:
         """Start a client from its folder."""
-        folder = client_folder(self._roles, client)
-        self.clients[client] = _start("client", folder, ["--server", self.addresses[client]], None)
+        folder, arguments = client_folder(self._roles, client), ["--server", self.addresses[client]]
+        if self._nursery is None:
+            self.clients[client] = _start("client", folder, arguments, None)
+        else:
+            log = folder / "log.txt"
+            self.clients[client] = Process(folder.name, self._nursery.fork(folder, arguments, log), log)
         self.processes.append(self.clients[client])
 
     def kill(self, client: int) -> None:

@@ -188,11 +188,11 @@ def roles_of(launcher: subprocess.Popen[str]) -> dict[str, int]:
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit() and parent_of(int(entry.name)) == launcher.pid:
             try:
-                words = (entry / "cmdline").read_text(encoding="utf-8").split("\0")
+                log = (entry / "fd" / "2").readlink()
             except (FileNotFoundError, ProcessLookupError):
                 continue
-            if words[1:2] == ["-m"] and words[2] in ("server", "client") and "--check" not in words:
-                found[Path(words[3]).name] = int(entry.name)
+            if log.name == "log.txt" and log.parent.name.startswith(("server", "client-")):
+                found[log.parent.name] = int(entry.name)
     return found
 
 

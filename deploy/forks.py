@@ -1,0 +1,175 @@
+"""Client processes forked from one that has already loaded what a client needs: ten of them then start like one.
+
+`python -m deploy.forks` loads the client's code, which takes each process that does it alone a second and 150 MB, and
+then forks one client for every line that it reads. It has no role folder open and knows no secret; a fork is a process
+of its own, a child of the launcher like any other. Linux only: elsewhere a fork of a fork is not the launcher's child.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import json
+import os
+import runpy
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from deploy.environment import process_environment
+from steelyard.errors import RunFailedError
+from steelyard.process import LAUNCHER, exit_with_launcher, run_main, settle_down
+
+PR_SET_NAME, PR_SET_CHILD_SUBREAPER = 15, 36  # from Linux's <sys/prctl.h>
+ADOPTION_S = 10.0  # the kernel takes microseconds
+POLL_S = 0.01
+
+
+def can_fork() -> bool:
+    """Whether this system can: the launcher must be able to become the parent of its grandchildren."""
+    return sys.platform.startswith("linux")
+
+
+class Fork:
+    """A client's process, with as much of `subprocess.Popen` as a launcher uses."""
+
+    stdout = None
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self._code: int | None = None
+
+    def poll(self) -> int | None:
+        """Its exit code, negative for a signal; None while it runs."""
+        if self._code is None:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            if pid:
+                self._code = os.waitstatus_to_exitcode(status)
+        return self._code
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Wait for its end.
+
+        Raises:
+            subprocess.TimeoutExpired: it has not ended by then.
+        """
+        end = time.monotonic() + (float("inf") if timeout is None else timeout)
+        pause = threading.Event()
+        while (code := self.poll()) is None:
+            if time.monotonic() >= end:
+                raise subprocess.TimeoutExpired("client", timeout or 0.0)
+            pause.wait(POLL_S)
+        return code
+
+    def terminate(self) -> None:
+        """Ask it to end."""
+        self._signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """End it at once."""
+        self._signal(signal.SIGKILL)
+
+    def _signal(self, number: signal.Signals) -> None:
+        if self.poll() is None:  # not reaped, so its id can't be another process's
+            os.kill(self.pid, number)
+
+
+class Nursery:
+    """The process that forks clients. It loads from the moment it is made; the first fork waits for that."""
+
+    def __init__(self) -> None:
+        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1)
+        self._words = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the process
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "deploy.forks"],
+            env=process_environment(),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._words,
+            text=True,
+            start_new_session=True,  # Ctrl-C reaches the launcher alone
+        )
+
+    def fork(self, folder: Path, arguments: list[str], log: Path) -> Fork:
+        """Start the client of a role folder; what it says is appended to the log.
+
+        Raises:
+            RunFailedError: the clients' code could not be loaded.
+        """
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        order = {"name": folder.name, "arguments": [str(folder.resolve()), *arguments], "log": str(log.resolve())}
+        try:
+            self._process.stdin.write(json.dumps(order) + "\n")
+            self._process.stdin.flush()
+            line = self._process.stdout.readline()
+        except BrokenPipeError:
+            line = ""
+        if not line:
+            raise RunFailedError(f"the clients' code could not be loaded: {self._last_words()}")
+        return Fork(int(line))
+
+    def close(self) -> None:
+        """End the process; its forks live on."""
+        self._process.kill()
+        self._process.communicate()
+        self._words.close()
+
+    def _last_words(self) -> str:
+        self._process.wait()
+        self._words.seek(0)
+        lines = self._words.read().decode("utf-8", errors="replace").strip().splitlines()
+        return lines[-1].removeprefix("steelyard: ") if lines else "it left no word"
+
+
+def main() -> int:
+    """Load, then fork for every line; a fork goes on as its client's own process."""
+    exit_with_launcher()
+    settle_down()
+    importlib.import_module("client.app")
+    while line := sys.stdin.readline():
+        order = json.loads(line)
+        if _is_fork():
+            _become(order)
+            runpy.run_module("client", run_name="__main__", alter_sys=True)
+    return 0
+
+
+def _is_fork() -> bool:
+    """Fork a grandchild, print its id and return False; in the grandchild return True."""
+    child = os.fork()
+    if child:
+        os.waitpid(child, 0)
+        return False
+    grandchild = os.fork()
+    if grandchild:
+        os.write(1, f"{grandchild}\n".encode("ascii"))
+        os._exit(0)  # and the grandchild is the launcher's
+    return True
+
+
+def _become(order: dict[str, Any]) -> None:
+    """Leave everything of the parent's behind: its pipes, its session, its name."""
+    os.setsid()
+    log = os.open(order["log"], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    for here, there in ((nothing, 0), (log, 1), (log, 2)):
+        os.dup2(here, there)
+    os.close(log)
+    os.close(nothing)
+    ctypes.CDLL(None).prctl(PR_SET_NAME, order["name"].encode("ascii"))
+    sys.argv = ["client", *order["arguments"]]
+    end = time.monotonic() + ADOPTION_S
+    while os.getppid() != int(os.environ[LAUNCHER]):
+        if time.monotonic() > end:
+            raise RunFailedError("the launcher that started this process has ended")
+        time.sleep(0.001)
+
+
+if __name__ == "__main__":
+    sys.exit(run_main(main))
