@@ -142,14 +142,20 @@ def main() -> int:
 
 def _is_fork() -> bool:
     """Fork a grandchild, print its id and return False; in the grandchild return True."""
+    reading, writing = os.pipe()
     child = os.fork()
     if child:
-        os.waitpid(child, 0)
+        os.close(writing)
+        os.waitpid(child, 0)  # from here on the grandchild is the launcher's, which may then wait for it
+        os.write(1, os.read(reading, 32) + b"\n")
+        os.close(reading)
         return False
     grandchild = os.fork()
     if grandchild:
-        os.write(1, f"{grandchild}\n".encode("ascii"))
-        os._exit(0)  # and the grandchild is the launcher's
+        os.write(writing, str(grandchild).encode("ascii"))
+        os._exit(0)
+    os.close(reading)
+    os.close(writing)
     return True
 
 

@@ -1,0 +1,76 @@
+"""Forked clients: children of the launcher that end, and say why, as processes started one by one do."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from deploy.forks import Nursery
+from deploy.prepare import client_folder, prepare
+from steelyard.config import Experiment
+from steelyard.errors import RunFailedError
+from steelyard.parsing import parse
+
+PATIENCE_S = 60.0
+NOBODY = ["--server", "127.0.0.1:9"]  # the discard port: nobody listens, so a client goes on trying
+
+
+@pytest.fixture
+def nursery() -> Iterator[Nursery]:
+    made = Nursery()
+    yield made
+    made.close()
+
+
+def words(log: Path) -> list[str]:
+    return log.read_text(encoding="utf-8").splitlines()
+
+
+def test_a_fork_is_a_process_of_its_own_and_a_child_of_the_launcher(nursery: Nursery, tmp_path: Path) -> None:
+    table = {"name": "two", "clients": {"count": 2}, "data": {"samples_per_client": 20, "validation": 30, "test": 30}}
+    prepare(parse(Experiment, table, "test"), tmp_path)
+    forks = [nursery.fork(folder, NOBODY, folder / "log.txt") for folder in map(client_folder, [tmp_path] * 2, (0, 1))]
+    try:
+        for fork, name in zip(forks, ("client-0", "client-1"), strict=True):
+            status = Path(f"/proc/{fork.pid}/status")
+            assert f"\nPPid:\t{os.getpid()}\n" in status.read_text(encoding="utf-8")
+            while f"Name:\t{name}\n" not in status.read_text(encoding="utf-8"):
+                os.sched_yield()  # bounded by the test's time limit
+            assert os.getsid(fork.pid) == fork.pid
+            assert Path(f"/proc/{fork.pid}/fd/2").readlink() == tmp_path / name / "log.txt"
+            assert fork.poll() is None
+        with pytest.raises(subprocess.TimeoutExpired):
+            forks[0].wait(0.0)
+        forks[0].kill()
+        forks[1].terminate()
+        assert [fork.wait(PATIENCE_S) for fork in forks] == [-signal.SIGKILL, -signal.SIGTERM]
+        forks[0].kill()  # its id may be another process's by now: nothing happens
+        assert forks[0].poll() == -signal.SIGKILL
+    finally:
+        for fork in forks:
+            fork.kill()
+
+
+def test_a_forks_mistake_is_one_line_in_its_log_and_exit_code_2(nursery: Nursery, tmp_path: Path) -> None:
+    fork = nursery.fork(tmp_path, NOBODY, tmp_path / "log.txt")
+    assert fork.wait(PATIENCE_S) == 2
+    (line,) = words(tmp_path / "log.txt")
+    assert line.startswith("steelyard: ")
+    assert "half.json" in line
+
+
+def test_code_that_can_not_be_loaded_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "client").mkdir()
+    (tmp_path / "client" / "__init__.py").write_text("raise ImportError('this client is broken')", encoding="utf-8")
+    monkeypatch.chdir(tmp_path)  # where Python looks first
+    nursery = Nursery()
+    try:
+        with pytest.raises(RunFailedError, match=r"could not be loaded: .*this client is broken"):
+            nursery.fork(tmp_path, NOBODY, tmp_path / "log.txt")
+    finally:
+        nursery.close()
