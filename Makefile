@@ -34,7 +34,7 @@ test-docker: setup  ## the tests in containers: walls, chaos, the quickstart's b
 	$(BIN)/python -m pytest -m docker -rs
 
 images: setup  ## build the images of server, client and link
-	$(BIN)/python -m deploy.images
+	$(BIN)/python -m deploy.containers.images
 
 test-slurm: setup  ## two virtual nodes of a real Slurm: Debian's slurmctld, slurmd, slurm-client, munge
 	$(BIN)/python -m pytest -m slurm

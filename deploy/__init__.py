@@ -1,1 +1,1 @@
-"""Launchers, preparation, containers: how the processes are started."""
+"""Preparation and launchers, and the link between a client and the server: how the processes are started."""

@@ -41,7 +41,7 @@ class Hands(Protocol):
         """Have it go on."""
 
     def link(self, client: int, **command: Any) -> dict[str, Any]:
-        """Have the client's link obey a command (deploy/link_control.py).
+        """Have the client's link obey a command (deploy/link/control.py).
 
         Raises:
             RunFailedError: it does not answer, or refuses.

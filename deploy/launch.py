@@ -22,13 +22,13 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from deploy.boxes import prepare_boxed
-from deploy.containers import run_containers
+from deploy.containers.boxes import prepare_boxed
+from deploy.containers.run import run_containers
 from deploy.decoders import check_decoder
-from deploy.elastic import run_torchrun
 from deploy.environment import DETERMINISM, THREADS, process_environment
 from deploy.local import run_local
 from deploy.prepare import client_half, prepare, server_half
+from deploy.torchrun.job import run_torchrun
 from steelyard.bundle import write_text
 from steelyard.config import Experiment, RosterEntry, Shape, to_json
 from steelyard.errors import RunFailedError, UserError, WaitTimeoutError

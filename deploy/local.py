@@ -23,7 +23,7 @@ from deploy.environment import process_environment
 from deploy.faults import POLL_S as FAULT_POLL_S
 from deploy.faults import FaultDriver, Record
 from deploy.forks import Fork, Nursery, can_fork
-from deploy.link_control import command
+from deploy.link.control import command
 from deploy.prepare import client_folder, link_folder, server_folder
 from steelyard.errors import RunFailedError, UserError, WaitTimeoutError
 from steelyard.network import Fault

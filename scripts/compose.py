@@ -7,8 +7,8 @@ import os
 import sys
 from pathlib import Path
 
-from deploy.boxes import open_boxes, prepare_boxed
-from deploy.compose import Box, compose_text
+from deploy.containers.boxes import open_boxes, prepare_boxed
+from deploy.containers.compose import Box, compose_text
 from deploy.launch import check_roles
 from steelyard.bundle import write_text
 from steelyard.config import load_experiment

@@ -8,8 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import get_args
 
-from deploy.containers import run_containers
-from deploy.engine import connect
+from deploy.containers.engine import connect
+from deploy.containers.run import run_containers
 from deploy.launch import Launcher, Options, read_manifest, run_experiment, status
 from scripts.compose import add_box_arguments, box_of
 from scripts.progress import Progress, command_name

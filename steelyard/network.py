@@ -2,7 +2,7 @@
 
 Faults are part of the experiment, by (client, round), so the honest twin meets the same ones. Lines and faults can keep
 an update from arriving in time, so they belong to the experiment's hash. Nothing here runs anything: the launcher puts
-a link (`deploy/link.py`) between a client and the server, and `deploy/faults.py` has the faults happen.
+a link (`deploy/link/`) between a client and the server, and `deploy/faults.py` has the faults happen.
 """
 
 from __future__ import annotations

@@ -20,15 +20,15 @@ from typing import Any
 
 import pytest
 
-from deploy.boxes import prepare_boxed
-from deploy.compose import Box
-from deploy.containers import boxed
-from deploy.engine import Engine, compose_command, connect
-from deploy.images import ensure_images
-from deploy.link_control import command
+from deploy.containers.boxes import prepare_boxed
+from deploy.containers.compose import Box
+from deploy.containers.engine import Engine, compose_command, connect
+from deploy.containers.images import ensure_images
+from deploy.containers.project import Project
+from deploy.containers.run import boxed
+from deploy.link.control import command
 from deploy.local import run_local
 from deploy.prepare import prepare
-from deploy.project import Project
 from steelyard.config import Experiment
 from steelyard.errors import UserError
 from steelyard.parsing import parse

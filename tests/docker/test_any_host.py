@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from deploy.boxes import user_of_boxes
+from deploy.containers.boxes import user_of_boxes
+from deploy.containers.images import image_name
 from deploy.environment import OTHERS, THREADS, process_environment
-from deploy.images import image_name
 from deploy.prepare import prepare
 from steelyard.certificates import write_certificates
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from deploy.boxes import prepare_boxed
-from deploy.containers import run_containers
+from deploy.containers.boxes import prepare_boxed
+from deploy.containers.run import run_containers
 from deploy.faults import Record
 from steelyard.recording import read_events
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from deploy.images import ensure_images, image_name
+from deploy.containers.images import ensure_images, image_name
 
 pytestmark = [pytest.mark.docker, pytest.mark.slow, pytest.mark.timeout(900)]
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from deploy.project import project_name
+from deploy.containers.project import project_name
 
 ROOT = Path(__file__).parents[2]
 PATIENCE_S = 1500.0  # bounds every command of a test, on a machine that has much else to do; never what a test measures

@@ -23,7 +23,7 @@ import numpy as np
 import pytest
 
 from deploy.environment import process_environment
-from deploy.link_control import command
+from deploy.link.control import command
 from steelyard.bundle import Manifest, TensorSpec, digest, raw
 from steelyard.errors import RunFailedError
 from steelyard.transport.base import SERVER, Transfer

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from deploy.faults import RECORD
-from deploy.link_control import SOCKET
+from deploy.link.control import SOCKET
 
 pytestmark = pytest.mark.timeout(300)
 ALONE = ("--set", "attack.compare_honest=false")

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from deploy.elastic import failure
-from deploy.torchrun import experiment_of, rank_environment
+from deploy.torchrun.job import failure
+from deploy.torchrun.rank import experiment_of, rank_environment
 from steelyard.errors import RunFailedError, UserError
 
 pytestmark = pytest.mark.timeout(400)  # several waits, each bounded, on a loaded machine

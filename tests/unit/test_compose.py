@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from deploy.boxes import close_boxes, open_boxes, prepare_boxed
-from deploy.compose import Box, compose_text
-from deploy.healthcheck import is_healthy
-from deploy.images import REQUIREMENTS
+from deploy.containers.boxes import close_boxes, open_boxes, prepare_boxed
+from deploy.containers.compose import Box, compose_text
+from deploy.containers.healthcheck import is_healthy
+from deploy.containers.images import REQUIREMENTS
 from steelyard.config import Experiment, load_experiment
 from steelyard.errors import UserError
 from steelyard.parsing import parse
@@ -46,7 +46,7 @@ def subnets(text: str) -> dict[str, ipaddress.IPv4Network]:
 
 def test_the_committed_file_is_the_quickstarts() -> None:
     clients = load_experiment(ROOT / "experiments" / "quickstart.toml").clients.present
-    committed = (ROOT / "deploy" / "compose.yaml").read_text(encoding="utf-8")
+    committed = (ROOT / "deploy" / "containers" / "compose.yaml").read_text(encoding="utf-8")
     assert committed == compose_text(clients, Box()), "steelyard compose experiments/quickstart.toml makes it anew"
 
 
@@ -153,8 +153,8 @@ def test_health_is_read_from_the_kernels_table(what: str, table: str, port: int,
 
 
 def test_the_links_image_has_what_the_link_imports() -> None:
-    """Follow the imports of deploy/link.py; all of ours are copied, and nothing beside Python's own is needed."""
-    dockerfile = (ROOT / "deploy" / "Dockerfile").read_text(encoding="utf-8")
+    """Follow the imports of deploy/link/; all of ours are copied, and nothing beside Python's own is needed."""
+    dockerfile = (ROOT / "deploy" / "containers" / "Dockerfile").read_text(encoding="utf-8")
     stage = dockerfile.split(" AS link\n")[1].split("\nFROM ")[0]
     copied = {
         str(path.relative_to(ROOT))
@@ -162,7 +162,7 @@ def test_the_links_image_has_what_the_link_imports() -> None:
         for pattern in line.replace("\\\n", " ").split()
         for path in ROOT.glob(pattern)
     }
-    todo, seen = ["deploy/link.py"], set()
+    todo, seen = ["deploy/link/__main__.py"], set()
     while todo:
         name = todo.pop()
         seen.add(name)

@@ -12,8 +12,8 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+from deploy.containers.images import OFFICIAL_BASE
 from deploy.environment import DETERMINISM, OTHERS, THREADS
-from deploy.images import OFFICIAL_BASE
 from steelyard.errors import UserError
 from steelyard.parsing import Positive
 
@@ -180,7 +180,7 @@ def _build(role: str) -> str:
     return f"""\
     build:
       context: "${{STEELYARD_SOURCE:-.}}"
-      dockerfile: deploy/Dockerfile
+      dockerfile: deploy/containers/Dockerfile
       target: {role}
       args: {{BASE: "${{STEELYARD_BASE:-{OFFICIAL_BASE}}}"}}
 """

@@ -15,16 +15,16 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from deploy.boxes import close_boxes, open_boxes
-from deploy.compose import Box, compose_text
-from deploy.engine import connect
+from deploy.containers.boxes import close_boxes, open_boxes
+from deploy.containers.compose import Box, compose_text
+from deploy.containers.engine import connect
+from deploy.containers.images import ensure_images
+from deploy.containers.project import Project
 from deploy.faults import POLL_S as FAULT_POLL_S
 from deploy.faults import FaultDriver, Record
-from deploy.images import ensure_images
-from deploy.link_control import SOCKET, command
+from deploy.link.control import SOCKET, command
 from deploy.local import START_TIMEOUT_S, ServerKilledError, ignoring_interrupts
 from deploy.prepare import link_folder
-from deploy.project import Project
 from steelyard.bundle import write_text
 from steelyard.errors import RunFailedError, UserError, WaitTimeoutError
 from steelyard.network import Fault
@@ -48,7 +48,7 @@ def run_containers(
     """Run one prepared experiment to its end, as `deploy.local.run_local` does with processes.
 
     Args:
-        roles: role folders that `deploy.boxes.prepare_boxed` wrote.
+        roles: role folders that `deploy.containers.boxes.prepare_boxed` wrote.
         run: the run directory.
         clients: the indices of the client folders that there are.
         poll: called often while the run goes on; may show progress.
@@ -152,7 +152,7 @@ def boxed(roles: Path, run: Path, clients: tuple[int, ...], say: Callable[[str],
 @contextlib.contextmanager
 def _guard(project: Project) -> Iterator[None]:
     """Have the project removed when this process is killed: a child waits for the end of a pipe that we hold."""
-    command = [sys.executable, "-m", "deploy.guard", str(project.run / LOCK), *project.down_command]
+    command = [sys.executable, "-m", "deploy.containers.guard", str(project.run / LOCK), *project.down_command]
     with subprocess.Popen(
         command, env=project.environment, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True
     ) as process:

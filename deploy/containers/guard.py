@@ -1,7 +1,7 @@
-"""`python -m deploy.guard LOCK COMMAND...`: runs a command when whoever started this process is gone, however it went.
+"""`python -m deploy.containers.guard LOCK COMMAND...`: runs a command when whoever started this process is gone.
 
-It reads its standard input, a pipe that the other process holds, to its end; the kernel closes it with that process. If
-somebody holds LOCK by then, a new launcher has taken over and cleans up by itself.
+It reads its standard input, a pipe that the other process holds, to its end; however that process went, the kernel
+closes it. If somebody holds LOCK by then, a new launcher has taken over and cleans up by itself.
 """
 
 from __future__ import annotations

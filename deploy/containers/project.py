@@ -15,9 +15,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from deploy.boxes import user_of_boxes
-from deploy.engine import Engine, compose_command, mapped_errors
-from deploy.images import ROOT
+from deploy.containers.boxes import user_of_boxes
+from deploy.containers.engine import Engine, compose_command, mapped_errors
+from deploy.containers.images import ROOT
 from steelyard.errors import RunFailedError, WaitTimeoutError
 from steelyard.process import LAUNCHER
 
@@ -65,7 +65,8 @@ class Project:
         Raises:
             RunFailedError: they could not be started, or the server ended before it listened.
         """
-        command = [sys.executable, "-m", "deploy.leash", *self._command, "up", "--detach", "--no-build", *services]
+        command = [sys.executable, "-m", "deploy.containers.leash", *self._command]
+        command += ["up", "--detach", "--no-build", *services]
         with subprocess.Popen(
             command,
             env={**self.environment, LAUNCHER: str(os.getpid())},

@@ -1,33 +1,30 @@
-"""`python -m deploy.link FOLDER`: a TCP link between a client and the server that behaves like a line of given figures.
+"""A link's loop: accepts a client's connections, dials the server for each, passes bytes on, obeys commands.
 
-Needs no privilege and no torch. FOLDER/link.json says where to listen, whom to dial for every connection, the line's
-figures and a seed; FOLDER/control.sock takes commands (`deploy/link_control.py`). One loop, one thread, nothing blocks.
+Needs no privilege and no torch. `LinkConfig` says where to listen, whom to dial, the line's figures and a seed;
+FOLDER/control.sock takes commands (`deploy/link/control.py`). One loop, one thread, nothing blocks.
 What a TCP link can't be: packets lost, duplicated or overtaking each other, and whatever TCP would make of that.
 """
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import json
 import random
 import select
 import socket
 import struct
-import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from deploy.link_address import listen, resolve, split
-from deploy.link_control import ControlServer
-from deploy.link_flow import Flow, Gate
-from deploy.link_line import Line
+from deploy.link.address import listen, resolve, split
+from deploy.link.control import ControlServer
+from deploy.link.flow import Flow, Gate
+from deploy.link.line import Line
 from steelyard.errors import UserError
 from steelyard.links import Profile
 from steelyard.parsing import NonNegative, parse
-from steelyard.process import exit_with_launcher, run_main
 from steelyard.seeding import derive_seed
 
 MAX_CONNECTIONS = 64  # at once; a client needs one or two
@@ -273,38 +270,3 @@ class Link:
             "partitioned": self._partitioned,
             **self._counts,
         }
-
-
-def load_link(folder: Path) -> dict[str, Any]:
-    """The table of a link's link.json.
-
-    Raises:
-        UserError: it is missing or is no JSON.
-    """
-    path = folder / "link.json"
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
-        raise UserError(f"{path}: a link's configuration expected: {error}") from None
-
-
-def main() -> int:
-    """Parse the command line and run the link until it is ended."""
-    parser = argparse.ArgumentParser(prog="python -m deploy.link", description="A TCP link with the figures of a line.")
-    parser.add_argument("folder", type=Path, help="the link's folder, with link.json")
-    parser.add_argument("--listen", metavar="HOST:PORT", help="where to listen (default: as link.json says)")
-    parser.add_argument("--target", metavar="HOST:PORT", help="whom to dial (default: as link.json says)")
-    arguments = parser.parse_args()
-    exit_with_launcher()
-    table = load_link(arguments.folder)
-    for key in ("listen", "target"):
-        if getattr(arguments, key):
-            table[key] = getattr(arguments, key)
-    link = Link(parse(LinkConfig, table, str(arguments.folder / "link.json")), arguments.folder)
-    print(f"listening on {link.address}", flush=True)
-    link.run()
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(run_main(main))

@@ -1,4 +1,4 @@
-"""`python -m deploy.leash COMMAND...`: becomes that command, which the kernel ends when the launcher ends.
+"""`python -m deploy.containers.leash COMMAND...`: becomes that command, which the kernel ends when the launcher ends.
 
 The launcher names itself in the environment, as it does for every process of a run (`steelyard/process.py`).
 """

@@ -15,7 +15,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Literal
 
-from deploy.link_line import CHUNK_BYTES, Line
+from deploy.link.line import CHUNK_BYTES, Line
 
 F_SETPIPE_SZ = 1031  # from Linux's <fcntl.h>; Python names it from 3.10 on Linux alone
 FLAGS = os.SPLICE_F_MOVE | os.SPLICE_F_NONBLOCK

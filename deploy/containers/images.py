@@ -1,7 +1,7 @@
-"""`python -m deploy.images`: the images of server, client and link, built from this tree where they are not there yet.
+"""`python -m deploy.containers.images`: the images of server, client and link, built where they are not there yet.
 
-An image's tag is a digest of everything that goes into it, so a changed file gives another image and an unchanged tree
-builds nothing. Owns the wheelhouse and the choice of the base image. Torch-free.
+An image's tag is a digest of all files of this tree that go into it, so a changed file gives another image and an
+unchanged tree builds nothing. Owns the wheelhouse and the choice of the base image. Torch-free.
 """
 
 from __future__ import annotations
@@ -14,17 +14,25 @@ import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from deploy.engine import Engine, connect
+from deploy.containers.engine import Engine, connect
 from steelyard.errors import RunFailedError, UserError, WaitTimeoutError
 from steelyard.process import run_main
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 ROLES = ("link", "server", "client")
 OFFICIAL_BASE = "python:3.11-slim-bookworm"
 OWN_BASE = "steelyard-base:bookworm"
-CODE = ("client", "protos", "server", "steelyard")
-FILES = (".dockerignore", "constraints.txt", "deploy/Dockerfile", "deploy/__init__.py", "deploy/healthcheck.py")
-REQUIREMENTS = "deploy/requirements.txt"
+PLACE = "deploy/containers"
+CODE = ("client", "deploy/link", "protos", "server", "steelyard")
+REQUIREMENTS = f"{PLACE}/requirements.txt"
+FILES = (
+    ".dockerignore",
+    "constraints.txt",
+    "deploy/__init__.py",
+    f"{PLACE}/Dockerfile",
+    f"{PLACE}/healthcheck.py",
+    REQUIREMENTS,
+)
 BUILD_TIMEOUT_S = 3600.0  # of one image, or of the wheels
 PYTHON_VERSION = "3.11"  # of the base image, whatever runs here
 
@@ -48,7 +56,7 @@ def ensure_images(engine: Engine, say: Callable[[str], None]) -> str:
     base = base_image(engine, say)
     fill_wheelhouse(ROOT / "wheelhouse")
     for role in ROLES:  # one after another: later ones find the layers that they share with earlier ones
-        command = ["docker", "build", "--quiet", "--file", "deploy/Dockerfile", "--target", role]
+        command = ["docker", "build", "--quiet", "--file", f"{PLACE}/Dockerfile", "--target", role]
         command += ["--build-arg", f"BASE={base}", "--tag", image_name(role, tag), "--tag", image_name(role, "latest")]
         _run([*command, "."], f"building the image of {role}", build_environment())
     return tag
@@ -56,8 +64,7 @@ def ensure_images(engine: Engine, say: Callable[[str], None]) -> str:
 
 def source_tag() -> str:
     """A digest over the files that make the images: 12 hex digits."""
-    paths = [ROOT / name for name in (*FILES, REQUIREMENTS)]
-    paths += sorted((ROOT / "deploy").glob("link*.py"))
+    paths = [ROOT / name for name in FILES]
     paths += [path for package in CODE for path in sorted((ROOT / package).rglob("*.py"))]
     hasher = hashlib.sha256()
     for path in paths:
@@ -87,12 +94,12 @@ def base_image(engine: Engine, say: Callable[[str], None]) -> str:
             "or install mmdebstrap and run as root"
         )
     say(f"no registry has {wanted}: making {OWN_BASE} from Debian's archive")
-    _run(["deploy/base_image.sh", OWN_BASE], f"making {OWN_BASE}", build_environment())
+    _run([f"{PLACE}/base_image.sh", OWN_BASE], f"making {OWN_BASE}", build_environment())
     return OWN_BASE
 
 
 def fill_wheelhouse(folder: Path) -> None:
-    """Download the wheels of `deploy/requirements.txt`, unless they are there already.
+    """Download the wheels of requirements.txt, unless they are there already.
 
     Raises:
         RunFailedError: pip could not have them.

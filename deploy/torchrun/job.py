@@ -1,6 +1,6 @@
 """Runs prepared role folders as a torchrun job on this host: `steelyard run --launcher torchrun`. Torch-free at import.
 
-`python -m deploy.elastic OPTIONS` is torchrun itself, but ends with the launcher that started it.
+`python -m deploy.torchrun.job OPTIONS` is torchrun itself, but ends with the launcher that started it.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def run_torchrun(
         RunFailedError: the run failed, or a rank died more often than the group may be restarted.
     """
     ranks = 1 + len(tuple(clients))
-    command = [sys.executable, "-m", "deploy.elastic", "--standalone", "--local-addr", "127.0.0.1"]
+    command = [sys.executable, "-m", "deploy.torchrun.job", "--standalone", "--local-addr", "127.0.0.1"]
     command += ["--nproc-per-node", str(ranks), "--max-restarts", str(MAX_RESTARTS), "-m", "deploy.torchrun"]
     command += ["--roles", str(roles), "--into", str(run)]
     say(f"  torchrun: {ranks} ranks, at most {MAX_RESTARTS} restarts of the group, log {run / LOG}")

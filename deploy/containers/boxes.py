@@ -17,8 +17,8 @@ from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
-from deploy.compose import PORT, SERVED, SERVER_NAME, USER
-from deploy.link_control import SOCKET
+from deploy.containers.compose import PORT, SERVED, SERVER_NAME, USER
+from deploy.link.control import SOCKET
 from deploy.prepare import client_folder, prepare, server_folder
 from steelyard.bundle import write_text
 from steelyard.certificates import write_certificates

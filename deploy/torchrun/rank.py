@@ -27,10 +27,10 @@ from deploy.environment import process_environment
 from deploy.launch import Options, run_experiment
 from deploy.local import Process, ServerKilledError, run_server
 from deploy.prepare import client_folder, server_folder
-from deploy.torch_store import NOBODY, Board
+from deploy.torchrun.board import NOBODY, Board
 from steelyard.config import Experiment, ServerHalf, load_experiment, load_half
 from steelyard.errors import SteelyardError, UserError
-from steelyard.process import LAUNCHER, exit_with_launcher, run_main
+from steelyard.process import LAUNCHER, exit_with_launcher
 
 TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 RANK0 = "rank0"
@@ -236,7 +236,3 @@ def _be_client(folder: Path, address: str) -> tuple[int, str]:
                 os.dup2(copy, stream)
     lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
     return code, lines[-1].removeprefix("steelyard: ") if lines else "it left no word"
-
-
-if __name__ == "__main__":
-    sys.exit(run_main(main))
