@@ -8,9 +8,10 @@ does not meet the same fault twice. Knows no processes, containers or sockets.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -65,6 +66,13 @@ class Record:
         if not self._path.exists():
             return []
         return [json.loads(line) for line in self._path.read_text(encoding="utf-8").split("\n")[:-1]]
+
+
+def count_links(hands: Hands, clients: Iterable[int], record: Record) -> None:
+    """Write down what each client's link has counted; one that died has said so already."""
+    for client in clients:
+        with contextlib.suppress(RunFailedError):
+            record.add("link", client=client, **hands.link(client, do="stats"))
 
 
 @dataclass(eq=False)

@@ -32,13 +32,14 @@ from deploy.torchrun.job import run_torchrun
 from steelyard.bundle import write_text
 from steelyard.config import Experiment, RosterEntry, Shape, to_json
 from steelyard.errors import RunFailedError, UserError, WaitTimeoutError
+from steelyard.process import MISTAKE, last_words
+from steelyard.recording import ROLES
 from steelyard.report.html import write_picture, write_report
 from steelyard.report.summary import summarize, write_summary
 
 Launcher = Literal["local", "inline", "torchrun", "compose"]
 Conduct = Callable[..., None]  # (roles, run, clients, poll, say, and the faults to make happen, if there are any)
 CONDUCTS: dict[str, Conduct] = {"local": run_local, "torchrun": run_torchrun, "compose": run_containers}
-ROLES = "roles"
 CHECK_TIMEOUT_S = 300.0  # importing torch takes seconds, minutes on a busy machine
 BOUNDARY = "separate processes of one user: an audit hook on opened files is the proof, the system does not enforce it"
 BOUNDARIES = {
@@ -176,8 +177,7 @@ def _check_halves(halves: Sequence[tuple[str, str]]) -> None:
                     process.communicate()
         for (module, _), process, complaint in zip(halves, processes, complaints, strict=True):
             if process.returncode:
-                words = complaint.strip().splitlines() or ["it left no word"]
-                raise UserError(f"{module}: {words[-1].removeprefix('steelyard: ')}")
+                raise UserError(f"{module}: {last_words(complaint)}")
 
 
 def _bare_halves(experiment: Experiment) -> dict[str, str]:
@@ -241,9 +241,8 @@ def _launch(experiment: Experiment, run: Path, options: Options, view: View) -> 
             process.terminate()
             raise
     if process.returncode:
-        words = complaint.strip().splitlines() or [f"exit code {process.returncode}"]
-        kind = UserError if process.returncode == 2 else RunFailedError
-        raise kind(words[-1].removeprefix("steelyard: "))
+        kind = UserError if process.returncode == MISTAKE else RunFailedError
+        raise kind(last_words(complaint, f"exit code {process.returncode}"))
 
 
 def _poll_until_end(process: subprocess.Popen[str], poll: Callable[[], None]) -> str:

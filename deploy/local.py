@@ -19,23 +19,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
+from deploy.endings import describe, failure
 from deploy.environment import process_environment
 from deploy.faults import POLL_S as FAULT_POLL_S
-from deploy.faults import FaultDriver, Record
+from deploy.faults import FaultDriver, Record, count_links
 from deploy.forks import Fork, Nursery, can_fork
 from deploy.link.control import command
 from deploy.prepare import client_folder, link_folder, server_folder
-from steelyard.errors import RunFailedError, UserError, WaitTimeoutError
+from steelyard.errors import WaitTimeoutError
 from steelyard.network import Fault
 
 START_TIMEOUT_S = 600.0  # a resumed server first scores the round that it had closed
 END_TIMEOUT_S = 3.0  # between asking a process to end and ending it
 POLL_S = 0.2
-MISTAKE = 2  # the exit code of the user's mistake
-
-
-class ServerKilledError(RunFailedError):
-    """A signal ended the server: nothing speaks against going on from the recordings."""
 
 
 @dataclass
@@ -52,10 +48,10 @@ class Process:
         """Its exit code; None while it runs."""
         return self.popen.poll()
 
-    def last_words(self) -> str:
-        """The last line of its log, without our own prefix."""
-        lines = self.log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-        return lines[-1].removeprefix("steelyard: ") if lines else "it left no word"
+    @property
+    def said(self) -> str:
+        """All that is in its log."""
+        return self.log.read_text(encoding="utf-8", errors="replace")
 
 
 def run_local(
@@ -95,7 +91,8 @@ def run_local(
                 here.start(client)
         _follow(server, here.processes, driver if faults else None, poll, say)
         _await_end(list(here.clients.values()))
-        here.count(Record(run))
+        linked = [client for client in here.clients if link_folder(roles, client).exists()]
+        count_links(here, linked, Record(run))
     finally:
         end_all(here.processes)
         here.close()
@@ -182,13 +179,6 @@ class Roles:
         """Have a client's link obey a command."""
         return command(link_folder(self._roles, client), **fields)
 
-    def count(self, record: Record) -> None:
-        """Write down what each link has counted; one that died has said so already."""
-        for client in self.clients:
-            if link_folder(self._roles, client).exists():
-                with contextlib.suppress(RunFailedError):
-                    record.add("link", client=client, **self.link(client, do="stats"))
-
     def _signal(self, client: int, number: signal.Signals) -> None:
         if self.clients[client].code is None:
             os.kill(self.clients[client].popen.pid, number)
@@ -220,7 +210,7 @@ def _await_address(server: Process) -> str:
         with contextlib.suppress(queue.Empty):
             return lines.get(timeout=POLL_S).removeprefix("listening on ").strip()
         if server.code is not None and lines.empty():
-            raise _failure(server)
+            raise failure(server.code, server.said, "the server")
     raise WaitTimeoutError(f"{server.role} did not listen within {START_TIMEOUT_S:g} s; its log: {server.log}")
 
 
@@ -250,29 +240,10 @@ def _follow(
         for other in processes:
             if other is not server and other.code and not other.reported:
                 other.reported = True
-                say(f"{other.role} ended early ({describe_exit(other)}); the run goes on without it")
+                say(f"{other.role} ended early ({describe(other.code, other.said)}); the run goes on without it")
     poll()
     if server.code:
-        raise _failure(server)
-
-
-def _failure(server: Process) -> UserError | RunFailedError:
-    words = server.last_words()
-    if server.code == MISTAKE:
-        return UserError(words)
-    if server.code is not None and server.code < 0:
-        return ServerKilledError(
-            f"the server was ended by {signal.Signals(-server.code).name}; resume the run to go on"
-        )
-    return RunFailedError(words)
-
-
-def describe_exit(process: Process) -> str:
-    """Why a process ended, for a person."""
-    code = process.code
-    if code is not None and code < 0:
-        return f"killed by {signal.Signals(-code).name}"
-    return f"exit code {code}: {process.last_words()}"
+        raise failure(server.code, server.said, "the server")
 
 
 def _await_end(processes: list[Process]) -> None:

@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.table import Table
 
 from deploy.environment import process_environment
-from deploy.launch import ROLES, provenance
+from deploy.launch import provenance
 from deploy.prepare import server_folder
 from scripts import bench_transport
 from steelyard.bundle import read_arrays, write_text
@@ -42,7 +42,7 @@ from steelyard.config import (
 )
 from steelyard.errors import UserError
 from steelyard.process import run_main, settle_down
-from steelyard.recording import Recordings
+from steelyard.recording import ROLES, Recordings
 from steelyard.report.figures import ATTACKER, BENIGN, HONEST, INK, Line, Span, curve_figure, interval_figure
 from steelyard.scoring.coalitions import Floats, all_masks
 

@@ -20,6 +20,7 @@ from deploy.launch import CHECK_TIMEOUT_S, check_roles
 from steelyard.config import Experiment, load_experiment
 from steelyard.data.deal import deal
 from steelyard.errors import SteelyardError, UserError
+from steelyard.process import last_words
 
 MODEL_FLOATS = {
     "cnn28_large": 460_000,
@@ -114,8 +115,7 @@ def _tensors(experiment: Experiment) -> str:
         check=False,
     )
     if done.returncode:
-        words = done.stderr.strip().splitlines() or ["the check left no word"]
-        raise UserError(words[-1].removeprefix("steelyard: "))
+        raise UserError(last_words(done.stderr, "the check left no word"))
     return done.stdout.strip()
 
 

@@ -23,13 +23,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deploy.environment import process_environment
-from deploy.launch import ROLES, status
+from deploy.launch import status
 from deploy.prepare import server_folder
 from steelyard.bundle import read_arrays, write_text
 from steelyard.config import ServerHalf, load_half
 from steelyard.errors import UserError
 from steelyard.process import run_main, settle_down
-from steelyard.recording import ClosedRound, Recordings
+from steelyard.recording import ROLES, ClosedRound, Recordings
 from steelyard.report.records import REPLAYED
 from steelyard.sweep import value_text
 

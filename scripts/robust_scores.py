@@ -28,14 +28,13 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from deploy.launch import ROLES
 from deploy.prepare import server_folder
 from scripts.replay import evaluator_table
 from steelyard.bundle import read_arrays
 from steelyard.config import ServerHalf, load_half
 from steelyard.errors import UserError
 from steelyard.process import run_main, settle_down
-from steelyard.recording import Recordings
+from steelyard.recording import ROLES, Recordings
 from steelyard.report.measures import paired_interval, ranks
 from steelyard.scoring.coalitions import Floats
 from steelyard.scoring.evaluators import make_evaluators

@@ -14,7 +14,7 @@ from typing import Annotated, Literal
 from steelyard.errors import UserError
 from steelyard.links import PROFILES, Profile, ProfileName
 from steelyard.parsing import NonNegative, NonNegativeFloat, Positive, PositiveFloat, Range
-from steelyard.participation import Stay
+from steelyard.participation import Stay, listed
 
 FaultKind = Literal["crash", "restart", "pause", "slow_compute", "partition", "reset"]
 SECONDS = ("restart", "pause", "partition")  # kinds that last, and must say how long
@@ -138,11 +138,11 @@ def check_network(network: NetworkConfig, stays: Mapping[int, Stay], rounds: int
         UserError: a client that does not take part or has two lines, a fault with keys that its kind lacks or does not
             have, outside its client's rounds, or at once with another; or a link on a plane that would pass it by.
     """
-    listed: set[int] = set()
+    seen: set[int] = set()
     for own in network.clients:
-        if own.client not in stays or own.client in listed:
-            raise UserError(f"{where} clients client: one of {_listed(stays)}, each once, expected, got {own.client}")
-        listed.add(own.client)
+        if own.client not in stays or own.client in seen:
+            raise UserError(f"{where} clients client: one of {listed(stays)}, each once, expected, got {own.client}")
+        seen.add(own.client)
     taken: dict[tuple[int, int, bool], str] = {}
     for fault in network.faults:
         _check_fault(fault, stays, rounds, f"{where} faults")
@@ -163,7 +163,7 @@ def check_network(network: NetworkConfig, stays: Mapping[int, Stay], rounds: int
 
 def _check_fault(fault: Fault, stays: Mapping[int, Stay], rounds: int, where: str) -> None:
     if fault.client not in stays:
-        raise UserError(f"{where} client: one of {_listed(stays)} expected, got {fault.client}")
+        raise UserError(f"{where} client: one of {listed(stays)} expected, got {fault.client}")
     where = f"{where} client {fault.client} {fault.kind}"
     if fault.rounds > 1 and fault.kind not in REPEATED:
         raise UserError(f"{where} rounds: 1 expected, it can happen once, got {fault.rounds}")
@@ -176,7 +176,3 @@ def _check_fault(fault: Fault, stays: Mapping[int, Stay], rounds: int, where: st
             raise UserError(f"{where}: key {key!r} is missing; add it")
         if fault.kind not in kinds and value is not None:
             raise UserError(f"{where} {key}: no such key expected, only {', '.join(kinds)} has it, got {value:g}")
-
-
-def _listed(clients: Mapping[int, Stay]) -> str:
-    return ", ".join(map(str, clients))

@@ -6,7 +6,7 @@ decided before the run starts, by no launcher and by no order of joining; a clie
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from steelyard.errors import UserError
@@ -63,7 +63,7 @@ def check_schedule(clients: Sequence[int], schedule: Sequence[Mapping[str, int]]
                 raise UserError(f"{where}: unknown key {key!r}{nearest(key, KEYS)}")
         client = line.get("client")
         if client is None or client not in clients or client in seen:
-            raise UserError(f"{where} client: one of {_listed(clients)}, each once, expected, got {client!r}")
+            raise UserError(f"{where} client: one of {listed(clients)}, each once, expected, got {client!r}")
         seen.add(client)
         _check_line(line, rounds, f"{where} client {client}")
 
@@ -103,5 +103,6 @@ def _check_line(line: Mapping[str, int], rounds: int, where: str) -> None:
             after = line[key]
 
 
-def _listed(clients: Sequence[int]) -> str:
+def listed(clients: Iterable[int]) -> str:
+    """Clients for an error's line, e.g. "0, 2, 3"."""
     return ", ".join(map(str, clients))

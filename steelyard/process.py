@@ -13,6 +13,8 @@ from collections.abc import Callable
 from steelyard.errors import RunFailedError, SteelyardError, UserError
 
 LAUNCHER = "STEELYARD_LAUNCHER"
+MISTAKE = 2  # the exit code of the user's mistake
+PREFIX = "steelyard: "
 PR_SET_PDEATHSIG = 1  # from Linux's <sys/prctl.h>
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # from glibc's <malloc.h>
 KEPT_BYTES = 64 * 2**20  # blocks up to this size live in the heap, and as much of it stays when freed
@@ -42,7 +44,7 @@ def run_main(main: Callable[[], int]) -> int:
         return main()
     except UserError as error:
         _complain(error)
-        return 2
+        return MISTAKE
     except SteelyardError as error:
         _complain(error)
         return 1
@@ -81,4 +83,10 @@ def keep_freed_memory() -> None:
 
 def _complain(error: SteelyardError) -> None:
     line = " ".join(str(error).splitlines())  # a peer's or a library's words may come in several
-    sys.stderr.write(f"steelyard: {line}\n")
+    sys.stderr.write(f"{PREFIX}{line}\n")
+
+
+def last_words(said: str, otherwise: str = "it left no word") -> str:
+    """What a process that ended said last, without our own prefix; what `run_main` wrote, if it ended in an error."""
+    lines = said.strip().splitlines()
+    return lines[-1].removeprefix(PREFIX) if lines else otherwise

@@ -23,6 +23,7 @@ from steelyard.bundle import BundleFile, digest, write_text
 from steelyard.errors import BadBundleError, UserError
 from steelyard.parsing import parse
 
+ROLES = "roles"  # where a run directory keeps the role folders, beside the recordings
 Vector = npt.NDArray[np.float32]
 
 

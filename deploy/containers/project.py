@@ -120,9 +120,10 @@ class Project:
         return found[service]
 
     def exit_code(self, service: str) -> int | None:
-        """A container's exit code; None while it runs, is paused or has not started."""
+        """A container's exit code, negative for a signal; None while it runs, is paused or has not started."""
         state = self.container(service).attrs["State"]
-        return int(state["ExitCode"]) if state["Status"] in ENDED else None
+        code = int(state["ExitCode"])
+        return (128 - code if code > 128 else code) if state["Status"] in ENDED else None
 
     def is_healthy(self, service: str) -> bool:
         """Whether a container's own check has passed."""

@@ -7,7 +7,6 @@ outlives the launcher ends them when the launcher is killed. Torch-free.
 from __future__ import annotations
 
 import contextlib
-import signal
 import subprocess
 import sys
 import time
@@ -20,10 +19,11 @@ from deploy.containers.compose import Box, compose_text
 from deploy.containers.engine import connect
 from deploy.containers.images import ensure_images
 from deploy.containers.project import Project
+from deploy.endings import describe, failure
 from deploy.faults import POLL_S as FAULT_POLL_S
-from deploy.faults import FaultDriver, Record
+from deploy.faults import FaultDriver, Record, count_links
 from deploy.link.control import SOCKET, command
-from deploy.local import START_TIMEOUT_S, ServerKilledError, ignoring_interrupts
+from deploy.local import START_TIMEOUT_S, ignoring_interrupts
 from deploy.prepare import link_folder
 from steelyard.bundle import write_text
 from steelyard.errors import RunFailedError, UserError, WaitTimeoutError
@@ -32,7 +32,6 @@ from steelyard.network import Fault
 POLL_S = 0.3
 LOCK = ".lock"  # which a launcher holds while it works in a run directory
 END_TIMEOUT_S = 5.0  # how long clients whose run is over may take to end by themselves
-MISTAKE = 2  # the exit code of the user's mistake
 
 
 def run_containers(
@@ -82,7 +81,7 @@ def run_containers(
                 raise _failure(project, code) from None
             # else the server continued a run that had nothing left to do, and was done before its clients were there
         _follow(project, present, hands.killed, driver, poll, say)
-        hands.count(present, Record(run))
+        count_links(hands, present, Record(run))
 
 
 class BoxHands:
@@ -118,12 +117,6 @@ class BoxHands:
     def link(self, client: int, **fields: Any) -> dict[str, Any]:
         """Have a client's link obey a command."""
         return command(link_folder(self._roles, client), **fields)
-
-    def count(self, clients: Iterable[int], record: Record) -> None:
-        """Write down what each link has counted; one that died has said so already."""
-        for client in clients:
-            with contextlib.suppress(RunFailedError):
-                record.add("link", client=client, **self.link(client, do="stats"))
 
 
 @contextlib.contextmanager
@@ -215,29 +208,13 @@ def _server_code(project: Project) -> int | None:
 
 
 def _failure(project: Project, code: int) -> UserError | RunFailedError:
-    if code == MISTAKE:
-        return UserError(_words(project, "server"))
-    if code > 128:
-        return ServerKilledError(
-            f"the server's container was ended by {signal.Signals(code - 128).name}; resume the run to go on"
-        )
-    return RunFailedError(_words(project, "server"))
+    return failure(code, project.log("server"), "the server's container")
 
 
 def _describe(project: Project, service: str, code: int) -> str:
     if project.container(service).attrs["State"]["OOMKilled"]:
         return "it needed more memory than --memory gives"
-    return (
-        f"killed by {signal.Signals(code - 128).name}"
-        if code > 128
-        else f"exit code {code}: {_words(project, service)}"
-    )
-
-
-def _words(project: Project, service: str) -> str:
-    """The last line of a service's log, without our own prefix."""
-    lines = project.log(service).strip().splitlines()
-    return lines[-1].removeprefix("steelyard: ") if lines else "it left no word"
+    return describe(code, project.log(service))
 
 
 def _collect_logs(project: Project, roles: Path, say: Callable[[str], None]) -> None:

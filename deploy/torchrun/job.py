@@ -14,9 +14,9 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from deploy.environment import process_environment
-from deploy.local import MISTAKE, POLL_S, ignoring_interrupts
+from deploy.local import POLL_S, ignoring_interrupts
 from steelyard.errors import RunFailedError, UserError
-from steelyard.process import exit_with_launcher, run_main
+from steelyard.process import MISTAKE, exit_with_launcher, run_main
 
 MAX_RESTARTS = 3
 END_TIMEOUT_S = 40.0  # torchrun gives its ranks 30 s to end

@@ -23,14 +23,15 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
+from deploy.endings import ServerKilledError
 from deploy.environment import process_environment
 from deploy.launch import Options, run_experiment
-from deploy.local import Process, ServerKilledError, run_server
+from deploy.local import Process, run_server
 from deploy.prepare import client_folder, server_folder
 from deploy.torchrun.board import NOBODY, Board
 from steelyard.config import Experiment, ServerHalf, load_experiment, load_half
 from steelyard.errors import SteelyardError, UserError
-from steelyard.process import LAUNCHER, exit_with_launcher
+from steelyard.process import LAUNCHER, exit_with_launcher, last_words
 
 TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 RANK0 = "rank0"
@@ -234,5 +235,4 @@ def _be_client(folder: Path, address: str) -> tuple[int, str]:
             sys.argv = arguments
             for stream, copy in zip((1, 2), kept, strict=True):
                 os.dup2(copy, stream)
-    lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-    return code, lines[-1].removeprefix("steelyard: ") if lines else "it left no word"
+    return code, last_words(log.read_text(encoding="utf-8", errors="replace"))

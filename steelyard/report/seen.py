@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from steelyard.decoder_store import file_digest
+from steelyard.recording import ROLES
 
-ROLES = "roles"
 UNHASHED = ("log.txt", "token")  # one grows, the other is a secret
 
 

@@ -27,6 +27,7 @@ import numpy as np
 
 from steelyard.bundle import write_arrays
 from steelyard.errors import RunFailedError, WaitTimeoutError
+from steelyard.process import last_words
 from steelyard.scoring.outcome import Outcome
 
 ANSWER_S = 600.0  # for one coalition; a worker's first one includes its start
@@ -183,6 +184,6 @@ class WorkerPool:
 
     def _ended(self, worker: _Worker) -> RunFailedError:
         number, code = self._workers.index(worker), worker.process.wait(self._answer_s)
-        words = worker.log.read_text(encoding="utf-8", errors="replace").strip().splitlines() or ["it left no word"]
+        words = last_words(worker.log.read_text(encoding="utf-8", errors="replace"))
         how = f"exit code {code}" if code >= 0 else f"signal {-code}"
-        return RunFailedError(f"scoring worker {number} ended by {how}: {words[-1].removeprefix('steelyard: ')}")
+        return RunFailedError(f"scoring worker {number} ended by {how}: {words}")

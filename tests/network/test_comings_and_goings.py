@@ -9,12 +9,11 @@ from typing import Any
 import pytest
 
 from deploy.inline import run_inline
-from deploy.launch import ROLES
 from deploy.prepare import prepare
 from scripts.replay import replay
 from steelyard.config import Experiment
 from steelyard.parsing import parse
-from steelyard.recording import Recordings, read_events
+from steelyard.recording import ROLES, Recordings, read_events
 
 TABLE: dict[str, Any] = {
     "name": "comings",

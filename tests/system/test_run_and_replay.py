@@ -11,11 +11,10 @@ from typing import Any
 
 import pytest
 
-from deploy.launch import ROLES
 from deploy.prepare import server_folder
 from steelyard.bundle import read_arrays
 from steelyard.config import ServerHalf, load_half
-from steelyard.recording import Recordings
+from steelyard.recording import ROLES, Recordings
 from steelyard.scoring.replay import RoundScorer
 
 pytestmark = pytest.mark.timeout(400)  # several waits, each bounded, on a loaded machine

@@ -1,0 +1,29 @@
+"""How a process ended, in words: one way to say it for every launcher."""
+
+from __future__ import annotations
+
+import pytest
+
+from deploy.endings import ServerKilledError, describe, failure
+from steelyard.errors import RunFailedError, UserError
+
+LOG = "a trace\nsteelyard: a known model expected\n"
+
+
+@pytest.mark.parametrize(
+    ("code", "log", "kind", "words"),
+    [
+        (2, LOG, UserError, "a known model expected"),
+        (1, LOG, RunFailedError, "a known model expected"),
+        (1, " \n", RunFailedError, "it left no word"),
+        (-9, LOG, ServerKilledError, "the server was ended by SIGKILL; resume the run to go on"),
+    ],
+)
+def test_a_servers_end_is_an_error_that_says_what_to_do(code: int, log: str, kind: type, words: str) -> None:
+    error = failure(code, log, "the server")
+    assert (type(error), str(error)) == (kind, words)
+
+
+def test_anothers_end_is_said_in_words() -> None:
+    assert describe(-15, LOG) == "killed by SIGTERM"
+    assert describe(1, LOG) == "exit code 1: a known model expected"
