@@ -30,13 +30,13 @@ from steelyard.wire import pb
 MAX_CHUNK_BYTES = 2**30
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(eq=False, kw_only=True)
 class _Held:
-    """This end of a client's current pair, and the thread that builds it."""
+    """This end of a client's current pair, and whether a thread still builds it."""
 
     pair: PairEnd
     box: Mailbox
-    builder: threading.Thread
+    builds: bool = True
 
 
 class CollectiveServerPlane(federation_pb2_grpc.PairsServicer):
@@ -69,8 +69,9 @@ class CollectiveServerPlane(federation_pb2_grpc.PairsServicer):
         self._authenticate = authenticate
         self._on_bytes = on_bytes
         self._pending = Pending()
-        self._lock = threading.Lock()
+        self._changed = threading.Condition()
         self._ends: dict[int, _Held] = {}
+        self._asked: dict[int, int] = {}  # how often each client has asked for a pair
         self._closed = False
 
     def add_to(self, server: grpc.Server) -> None:
@@ -93,16 +94,17 @@ class CollectiveServerPlane(federation_pb2_grpc.PairsServicer):
 
     def close(self) -> None:
         """Fail every pending transfer and retire every pair."""
-        with self._lock:
+        with self._changed:
             self._closed = True
             ends = list(self._ends.values())
+            self._changed.notify_all()
         try:
             self._pending.close()
         finally:
             for end in ends:
                 end.pair.retire()
-            for end in ends:
-                end.builder.join(self._transport.timeout_s)
+            with self._changed:
+                self._changed.wait_for(lambda: not any(end.builds for end in ends), self._transport.timeout_s)
 
     # -- the service ---------------------------------------------------------------------------------------------
 
@@ -187,37 +189,50 @@ class CollectiveServerPlane(federation_pb2_grpc.PairsServicer):
             raise RefusedError("WRONG_PROTOCOL", same_gpu(client, self._gpu))
 
     def _renew(self, client: int) -> int:
-        with self._lock:
+        """Begin a client's next pair once the build of the last one has ended; a newer call ends this wait.
+
+        The wait holds one of the server's threads, so a client has one, and one build, however often it asks.
+        """
+        with self._changed:
+            turn = self._asked[client] = self._asked.get(client, 0) + 1
             held = self._ends.get(client)
+            self._changed.notify_all()
         if held is not None:
             held.pair.retire()
-            held.builder.join(self._transport.timeout_s)
-            if held.builder.is_alive():
-                raise WaitTimeoutError(f"{held.pair.name}: the pair did not end within {self._transport.timeout_s:g} s")
-        with self._lock:
+
+        def is_due() -> bool:
+            return held is None or not held.builds or self._closed or self._asked[client] != turn
+
+        with self._changed:
+            in_time = self._changed.wait_for(is_due, self._transport.timeout_s)
             if self._closed:
                 raise RefusedError("LATE", "the tensor plane is closed")
-            if self._ends.get(client) is not held:
-                raise RefusedError("STALE_PAIR", f"client {client} asked for two pairs at once")
+            if self._asked[client] != turn:
+                raise RefusedError("STALE_PAIR", f"client {client} has asked for another pair since")
+            if held is not None and not in_time:
+                raise WaitTimeoutError(f"{held.pair.name}: the pair did not end within {self._transport.timeout_s:g} s")
             epoch = 1 if held is None else held.pair.epoch + 1
             box = Mailbox(f"client {client}, epoch {epoch}")
             pair = PairEnd(f"client {client}", epoch, box, self._transport.timeout_s)
-            builder = threading.Thread(target=self._build, args=(pair,), name=f"pair of {pair.name}", daemon=True)
-            self._ends[client] = _Held(pair=pair, box=box, builder=builder)
-        builder.start()
+            self._ends[client] = end = _Held(pair=pair, box=box)
+        threading.Thread(target=self._build, args=(end,), name=f"pair of {pair.name}", daemon=True).start()
         return epoch
 
-    def _build(self, pair: PairEnd) -> None:
+    def _build(self, end: _Held) -> None:
         try:
             if self._transport.tensors == "nccl":
-                pair.build(lambda store, seconds: Nccl(store, SERVER_RANK, self._device, seconds))
+                end.pair.build(lambda store, seconds: Nccl(store, SERVER_RANK, self._device, seconds))
             else:
-                pair.build(lambda store, seconds: Gloo(store, SERVER_RANK, self._transport.interface, seconds))
+                end.pair.build(lambda store, seconds: Gloo(store, SERVER_RANK, self._transport.interface, seconds))
         except SteelyardError:  # the pair keeps it for whoever comes to use it
             return
+        finally:
+            with self._changed:
+                end.builds = False
+                self._changed.notify_all()
 
     def _end(self, client: int, epoch: int) -> _Held:
-        with self._lock:
+        with self._changed:
             end = self._ends.get(client)
         if end is None or end.pair.epoch != epoch:
             raise RefusedError("STALE_PAIR", f"client {client} has no pair of epoch {epoch}")

@@ -8,9 +8,10 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -249,6 +250,33 @@ def test_so_is_their_number_and_the_waits(world: World) -> None:
     names = sorted(fault.refusal for fault in faults if isinstance(fault, RefusedError))
     assert len(names) == 8
     assert set(names) <= {"BAD_TRANSFER", "STALE_PAIR"}
+
+
+class Late(CollectiveServerPlane):
+    """A plane whose builds begin when they are let: as slow as a peer can make them, and more."""
+
+    let = threading.Event()
+
+    def _build(self, end: Any) -> None:
+        assert self.let.wait(WAIT_S)
+        super()._build(end)
+
+
+def test_a_client_that_asks_for_many_pairs_at_once_holds_one_thread_and_gets_the_last() -> None:
+    with serving(plane=Late(GLOO, authenticate)) as world, ThreadPoolExecutor(6) as pool:
+        hand, request = world.hand(0), pb.PairRequest(backend="gloo")
+        assert hand.call("Pair", request).epoch == 1
+        calls = [pool.submit(hand.call, "Pair", request) for _ in range(6)]
+        try:
+            ended = list(islice(as_completed(calls, WAIT_S / 2), 5))
+            assert world.hand(1).call("Pair", request).epoch == 1, "nobody else waits for it"
+        finally:
+            Late.let.set()
+        for call in ended:
+            with pytest.raises(RefusedError, match="STALE_PAIR: client 0 has asked for another pair since"):
+                call.result(0)
+        (last,) = set(calls) - set(ended)
+        assert last.result(WAIT_S).epoch == 2, "of all of them one was built"
 
 
 def fill(hand: Hand) -> None:
