@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -32,14 +32,13 @@ from deploy.torchrun.job import run_torchrun
 from steelyard.bundle import write_text
 from steelyard.config import Experiment, RosterEntry, Shape, to_json
 from steelyard.errors import RunFailedError, UserError, WaitTimeoutError
+from steelyard.network import Fault
 from steelyard.process import MISTAKE, last_words
 from steelyard.recording import ROLES
 from steelyard.report.html import write_picture, write_report
 from steelyard.report.summary import summarize, write_summary
 
 Launcher = Literal["local", "inline", "torchrun", "compose"]
-Conduct = Callable[..., None]  # (roles, run, clients, poll, say, and the faults to make happen, if there are any)
-CONDUCTS: dict[str, Conduct] = {"local": run_local, "torchrun": run_torchrun, "compose": run_containers}
 CHECK_TIMEOUT_S = 300.0  # importing torch takes seconds, minutes on a busy machine
 BOUNDARY = "separate processes of one user: an audit hook on opened files is the proof, the system does not enforce it"
 BOUNDARIES = {
@@ -47,6 +46,25 @@ BOUNDARIES = {
     "compose": "containers, enforced by the kernel: each role saw its own folder and code alone, a client reached the "
     "server through its own link and nobody else, and no way led out",
 }
+
+
+class Conduct(Protocol):
+    """Runs prepared role folders to their end, as `run_local` does."""
+
+    def __call__(
+        self,
+        roles: Path,
+        run: Path,
+        clients: Iterable[int],
+        poll: Callable[[], None],
+        say: Callable[[str], None],
+        faults: Sequence[Fault],
+        /,
+    ) -> None:
+        """`faults` are those that the launcher makes happen, by a link; what clients do by themselves is not theirs."""
+
+
+CONDUCTS: dict[str, Conduct] = {"local": run_local, "torchrun": run_torchrun, "compose": run_containers}
 
 
 class View(Protocol):
@@ -222,7 +240,7 @@ def _launch(experiment: Experiment, run: Path, options: Options, view: View) -> 
     roles = run / ROLES
     if conduct := options.conduct or CONDUCTS.get(options.launcher):
         faults = tuple(fault for fault in experiment.network.faults if fault.needs_link)
-        conduct(roles, run, experiment.clients.present, view.poll, view.say, *([faults] if faults else []))
+        conduct(roles, run, experiment.clients.present, view.poll, view.say, faults)
         return
     command = [sys.executable, "-m", "deploy.inline", str(roles), "--run", str(run)]
     if options.order:

@@ -10,12 +10,13 @@ import re
 import runpy
 import subprocess
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from deploy.environment import process_environment
 from deploy.local import POLL_S, ignoring_interrupts
 from steelyard.errors import RunFailedError, UserError
+from steelyard.network import Fault
 from steelyard.process import MISTAKE, exit_with_launcher, run_main
 
 MAX_RESTARTS = 3
@@ -24,14 +25,22 @@ LOG = "torchrun.txt"
 
 
 def run_torchrun(
-    roles: Path, run: Path, clients: Iterable[int], poll: Callable[[], None], say: Callable[[str], None]
+    roles: Path,
+    run: Path,
+    clients: Iterable[int],
+    poll: Callable[[], None],
+    say: Callable[[str], None],
+    faults: Sequence[Fault] = (),
 ) -> None:
     """Run one prepared experiment to its end, the server and each client a rank; arguments as for `run_local`.
+
+    There are no links between ranks, so no fault can be made happen; the launcher has refused them before.
 
     Raises:
         UserError: a rank could not start for a reason that the user can mend.
         RunFailedError: the run failed, or a rank died more often than the group may be restarted.
     """
+    assert not faults
     ranks = 1 + len(tuple(clients))
     command = [sys.executable, "-m", "deploy.torchrun.job", "--standalone", "--local-addr", "127.0.0.1"]
     command += ["--nproc-per-node", str(ranks), "--max-restarts", str(MAX_RESTARTS), "-m", "deploy.torchrun"]

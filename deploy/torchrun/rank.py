@@ -17,7 +17,7 @@ import runpy
 import secrets
 import signal
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
@@ -31,6 +31,7 @@ from deploy.prepare import client_folder, server_folder
 from deploy.torchrun.board import NOBODY, Board
 from steelyard.config import Experiment, ServerHalf, load_experiment, load_half
 from steelyard.errors import SteelyardError, UserError
+from steelyard.network import Fault
 from steelyard.process import LAUNCHER, exit_with_launcher, last_words
 
 TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
@@ -162,8 +163,14 @@ def _run_experiment(board: Board, arguments: argparse.Namespace) -> Path:
     experiment = experiment_of(arguments)
 
     def conduct(
-        roles: Path, run: Path, clients: Iterable[int], poll: Callable[[], None], _say: Callable[[str], None]
+        roles: Path,
+        run: Path,
+        clients: Iterable[int],
+        poll: Callable[[], None],
+        _say: Callable[[str], None],
+        faults: Sequence[Fault],
     ) -> None:
+        assert not faults, "without links there are none; refused before"
         _conduct(board, roles, run, list(clients), poll)
 
     _check_ranks(len(experiment.clients.present))
