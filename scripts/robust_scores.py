@@ -10,6 +10,7 @@ distance from the others' mean in their standard deviations; `ratio` is against 
 Fidelity: the validation examples of each honest run are halved at random HALVINGS times; Spearman's correlation of a
 score on one half with FedSV on the other, both ways, over that of FedSV with FedSV. The half that a score sees never
 judges it. Intervals: 95 %, of means by Student's t, of ratios by a bootstrap over seeds. Writes nothing but the table.
+The work runs in a child process with the environment of a run's processes, as a replay's does.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import argparse
 import contextlib
 import json
 import re
+import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,12 +30,13 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
+from deploy.environment import process_environment
 from deploy.prepare import server_folder
 from scripts.replay import evaluator_table
 from steelyard.bundle import read_arrays
 from steelyard.config import ServerHalf, load_half
 from steelyard.errors import UserError
-from steelyard.process import run_main, settle_down
+from steelyard.process import exit_with_launcher, is_launched, run_main, settle_down
 from steelyard.recording import ROLES, Recordings
 from steelyard.report.measures import paired_interval, ranks
 from steelyard.scoring.coalitions import Floats
@@ -181,6 +184,10 @@ def main() -> int:
     match = re.fullmatch(r"(\d+)\.\.(\d+)", arguments.seeds)
     if match is None:
         raise UserError(f"--seeds: a range such as 0..19 expected, got {arguments.seeds!r}")
+    if not is_launched():
+        command = [sys.executable, "-m", "scripts.robust_scores", *sys.argv[1:]]
+        return subprocess.run(command, env=process_environment(), check=False).returncode
+    exit_with_launcher()
     settle_down()
     tables = [FEDSV, *(evaluator_table(text) for text in arguments.evaluator or DEFAULT)]
     pairs = []

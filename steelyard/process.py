@@ -20,6 +20,11 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # from glibc's <malloc.h>
 KEPT_BYTES = 64 * 2**20  # blocks up to this size live in the heap, and as much of it stays when freed
 
 
+def is_launched() -> bool:
+    """Whether whoever started this process is its launcher, so that the environment is a run's own."""
+    return os.environ.get(LAUNCHER) == str(os.getppid())
+
+
 def exit_with_launcher() -> None:
     """Have the kernel end this process when its launcher ends, however that ends (Linux only).
 

@@ -32,7 +32,7 @@ from deploy.torchrun.board import NOBODY, Board
 from steelyard.config import Experiment, ServerHalf, load_experiment, load_half
 from steelyard.errors import SteelyardError, UserError
 from steelyard.network import Fault
-from steelyard.process import LAUNCHER, exit_with_launcher, last_words
+from steelyard.process import LAUNCHER, exit_with_launcher, is_launched, last_words
 
 TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 RANK0 = "rank0"
@@ -101,7 +101,7 @@ def rank_environment(outer: dict[str, str]) -> dict[str, str]:
 
 def _become_a_process_of_the_run() -> None:
     """Start anew under the run's own environment, unless that is this one's: no torch was imported yet."""
-    if os.environ.get(LAUNCHER) != str(os.getppid()):
+    if not is_launched():
         environment = rank_environment(dict(os.environ)) | {LAUNCHER: str(os.getppid())}
         _start_anew(sys.argv[1:], environment)
 

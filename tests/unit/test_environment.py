@@ -90,3 +90,33 @@ def test_a_process_that_is_started_with_it_computes_with_one_thread() -> None:
 def test_what_a_shell_lacks_is_not_made_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("LANG", raising=False)
     assert "LANG" not in process_environment()
+
+
+@pytest.mark.usefixtures("hostile_shell")
+@pytest.mark.parametrize("launched", [True, False])
+def test_a_process_knows_whether_its_environment_is_a_runs_own(*, launched: bool) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", "from steelyard.process import is_launched; print(is_launched())"],
+        env=process_environment() if launched else dict(os.environ),
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert done.stdout == f"{launched}\n"
+
+
+@pytest.mark.slow  # scipy and torch are loaded, by parent and child
+@pytest.mark.usefixtures("hostile_shell")
+def test_the_child_of_robust_scores_tells_a_mistake_once(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "scripts.robust_scores", str(tmp_path), "none"],
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == f"steelyard: two finished runs of none at least expected in {tmp_path}, found 0\n"
