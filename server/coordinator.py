@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, field
 
 from server.acceptance import fault_of
 from server.ledger import Ledger
-from server.rounds import (
+from server.round_events import (
     Abort,
     Broke,
     CloseRound,
@@ -28,10 +28,10 @@ from server.rounds import (
     OpenRound,
     Phase,
     Received,
-    RoundMachine,
     Settled,
     Tick,
 )
+from server.rounds import RoundMachine
 from server.sessions import Session, Sessions
 from steelyard.bundle import BundleFile, Manifest, TensorSpec
 from steelyard.errors import RefusedError, RunFailedError, SteelyardError, WaitTimeoutError

@@ -18,110 +18,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
-from enum import Enum
 
+from server.round_events import (
+    Abort,
+    Action,
+    Broke,
+    CloseRound,
+    Event,
+    Expired,
+    Finish,
+    Joined,
+    Left,
+    OpenRound,
+    Phase,
+    Received,
+    Settled,
+    Tick,
+)
 from steelyard.errors import IllegalEventError, UserError
 from steelyard.participation import Stay, check_rounds, expected
-
-
-class Phase(Enum):
-    """Where the run stands; the names are the wire's."""
-
-    WAITING = "waiting"
-    OPEN = "open"
-    CLOSED = "closed"
-    FINISHED = "finished"
-    FAILED = "failed"
-
-
-@dataclass(frozen=True)
-class Joined:
-    """A client opened a session."""
-
-    client: int
-
-
-@dataclass(frozen=True)
-class Left:
-    """A client said goodbye: nobody waits for it in the open round, unless it joins again before the close."""
-
-    client: int
-
-
-@dataclass(frozen=True)
-class Expired:
-    """A client's lease ran out: it stays in the open round, but the next one opens without it."""
-
-    client: int
-
-
-@dataclass(frozen=True)
-class Received:
-    """A client's update of the open round is verified and durable."""
-
-    client: int
-
-
-@dataclass(frozen=True)
-class Settled:
-    """The closed round is aggregated and scored, and its state is durable."""
-
-
-@dataclass(frozen=True)
-class Tick:
-    """Time went by."""
-
-
-@dataclass(frozen=True)
-class Broke:
-    """The server itself can't go on: no decision of the machine's, but the clients must learn the reason."""
-
-    reason: str
-
-
-Event = Joined | Left | Expired | Received | Settled | Tick | Broke
-
-
-@dataclass(frozen=True)
-class OpenRound:
-    """Offer the round to its participants (fixed now, in client order) until `deadline`."""
-
-    round: int
-    participants: tuple[int, ...]
-    deadline: float
-    reason: str
-
-
-@dataclass(frozen=True)
-class CloseRound:
-    """Aggregate and score what was received, then apply `Settled`; when `void`, only record it.
-
-    `received` and `missing` are the participants with and without an update, in client order.
-    """
-
-    round: int
-    received: tuple[int, ...]
-    missing: tuple[int, ...]
-    void: bool
-    reason: str
-
-
-@dataclass(frozen=True)
-class Finish:
-    """The last round is settled."""
-
-    reason: str
-
-
-@dataclass(frozen=True)
-class Abort:
-    """The run cannot go on."""
-
-    reason: str
-
-
-Action = OpenRound | CloseRound | Finish | Abort
 
 ALWAYS: dict[type[Event], str] = {Joined: "_joined", Left: "_left", Expired: "_expired", Tick: "_ticked"}
 TRANSITIONS: dict[Phase, dict[type[Event], str]] = {

@@ -13,8 +13,9 @@ from steelyard.report.contrasts import Estimate, estimate
 from steelyard.report.flags import LEVEL, Flags, Rounds, flags
 from steelyard.report.heat_map import Cell, Panel, heat_map
 from steelyard.report.records import read_metrics
+from steelyard.report.sweep_results import Results, estimate_of
 from steelyard.report.sweep_rows import Row
-from steelyard.report.sweep_table import Results, block, estimate_of, shown
+from steelyard.report.sweep_table import block, shown
 from steelyard.sweep import HONEST
 
 Key = tuple[str, str]

@@ -8,8 +8,9 @@ from steelyard.bundle import write_text
 from steelyard.errors import UserError
 from steelyard.report.figures import ATTACKER, BENIGN, Span, interval_figure
 from steelyard.report.sweep_defences import attack_by_defence, flagged, flags_table
+from steelyard.report.sweep_results import Results
 from steelyard.report.sweep_rows import read_rows, rows_as_csv
-from steelyard.report.sweep_table import Results, markdown, shown
+from steelyard.report.sweep_table import markdown, shown
 from steelyard.sweep import HONEST, Sweep
 
 FILES = ("table.csv", "table.md", "intervals.svg", "heat.svg")

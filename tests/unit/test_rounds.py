@@ -4,8 +4,7 @@ from typing import Any
 
 import pytest
 
-from server.rounds import (
-    TRANSITIONS,
+from server.round_events import (
     Abort,
     Broke,
     CloseRound,
@@ -17,11 +16,10 @@ from server.rounds import (
     OpenRound,
     Phase,
     Received,
-    RoundMachine,
     Settled,
     Tick,
-    default_quorum,
 )
+from server.rounds import TRANSITIONS, RoundMachine, default_quorum
 from steelyard.errors import IllegalEventError, UserError
 from steelyard.participation import Stay
 

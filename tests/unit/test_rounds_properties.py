@@ -6,7 +6,7 @@ import hypothesis.strategies as st
 from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from server.rounds import (
+from server.round_events import (
     Abort,
     Broke,
     CloseRound,
@@ -18,10 +18,10 @@ from server.rounds import (
     OpenRound,
     Phase,
     Received,
-    RoundMachine,
     Settled,
     Tick,
 )
+from server.rounds import RoundMachine
 from steelyard.errors import IllegalEventError
 from steelyard.participation import Stay, expected
 

@@ -15,8 +15,9 @@ from steelyard.config import ClientsConfig
 from steelyard.errors import UserError
 from steelyard.parsing import parse
 from steelyard.report.sweep_files import intervals_figure, write_sweep
+from steelyard.report.sweep_results import Results, contributions
 from steelyard.report.sweep_rows import Row, read_rows, rows_as_csv
-from steelyard.report.sweep_table import Results, contributions, markdown
+from steelyard.report.sweep_table import markdown
 from steelyard.sweep import HONEST, Cell, Sweep, SweepConfig, resolve
 
 BASE = {"name": "base", "clients": {"count": 3}, "attack": {"name": "latent"}}
