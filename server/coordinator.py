@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 
 from server.acceptance import fault_of
 from server.ledger import Ledger
@@ -33,22 +33,13 @@ from server.round_events import (
 )
 from server.rounds import RoundMachine
 from server.sessions import Session, Sessions
+from server.uploads import Receipt, Upload, layout_difference
 from steelyard.bundle import BundleFile, Manifest, TensorSpec
 from steelyard.errors import RefusedError, RunFailedError, SteelyardError, WaitTimeoutError
 from steelyard.recording import ClosedRound, Recordings
 from steelyard.transport.base import TensorPlane, Transfer
 
 MAX_WAIT_S = 1.0  # the longest a thread sleeps before it looks at the clock and its caller again
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Receipt:
-    """What became of an update; `refusal` is empty when it was accepted and is durable."""
-
-    round: int
-    sha256: str
-    refusal: str = ""
-    detail: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,20 +52,6 @@ class State:
     submitted: bool
     incarnation: int
     reason: str
-
-
-@dataclass(eq=False, slots=True)
-class _Upload:
-    client: int
-    round: int
-    transfer: Transfer
-    file: BundleFile
-    base: BundleFile  # the global model that the update is added to
-    started: float
-    arrived: int = 0  # bytes so far
-    claimed: bool = False  # its bytes are verified and it is being made durable: it can't be superseded any more
-    awaited: bool = False
-    outcome: Future[Receipt] = field(default_factory=Future)
 
 
 class Coordinator:
@@ -107,8 +84,8 @@ class Coordinator:
         self._settle = settle
         self._plane: TensorPlane | None = None
         self._changed = threading.Condition(threading.RLock())
-        self._uploads: dict[int, _Upload] = {}
-        self._latest: dict[int, _Upload] = {}  # by client: one each, whatever it announces
+        self._uploads: dict[int, Upload] = {}
+        self._latest: dict[int, Upload] = {}  # by client: one each, whatever it announces
         self._offers: dict[int, str] = {}
         self._accepted: dict[tuple[int, int], str] = {}
         self._global: BundleFile | None = None
@@ -256,7 +233,7 @@ class Coordinator:
                 raise RefusedError("EQUIVOCATION", detail)
             self._check_open(client, number)
             if manifest.tensors != self._specs:
-                raise RefusedError("BAD_LAYOUT", _layout_difference(self._specs, manifest.tensors))
+                raise RefusedError("BAD_LAYOUT", layout_difference(self._specs, manifest.tensors))
             return self._expect(client, number, manifest)
 
     def receipt(self, client: int, session_id: str, transfer_id: str, timeout_s: float) -> Receipt:
@@ -344,17 +321,17 @@ class Coordinator:
         transfer = Transfer(id=secrets.token_hex(16), peer=client, manifest=manifest)
         part = self._recordings.update_file(number, client).with_suffix(f".{transfer.id}.part")
         file = BundleFile.create(part, manifest)
-        upload = _Upload(client, number, transfer, file, self._global, time.monotonic())
+        upload = Upload(client, number, transfer, file, self._global, time.monotonic())
         self._uploads[client] = self._latest[client] = upload
         arrived = self._plane.receive(transfer, upload.file.data)
         arrived.add_done_callback(functools.partial(self._arrived, upload))
         return transfer
 
-    def _cancel(self, upload: _Upload) -> None:
+    def _cancel(self, upload: Upload) -> None:
         assert self._plane is not None
         self._plane.cancel(upload.transfer.id)
 
-    def _arrived(self, upload: _Upload, arrived: Future[None]) -> None:
+    def _arrived(self, upload: Upload, arrived: Future[None]) -> None:
         """Make an update that arrived durable, then tell the machine; the receipt comes after both."""
         seconds = time.monotonic() - upload.started
         number, client, sha256 = upload.round, upload.client, upload.transfer.manifest.sha256
@@ -381,7 +358,7 @@ class Coordinator:
             upload.file.close()
         upload.outcome.set_result(receipt)
 
-    def _claim(self, upload: _Upload) -> None:
+    def _claim(self, upload: Upload) -> None:
         fault = fault_of(upload.client, self._specs, upload.base.flat(), upload.file.flat())
         if fault is not None:
             raise fault
@@ -391,7 +368,7 @@ class Coordinator:
             self._check_open(upload.client, upload.round)
             upload.claimed = True
 
-    def _count(self, upload: _Upload, seconds: float) -> None:
+    def _count(self, upload: Upload, seconds: float) -> None:
         with self._changed:
             self._check_open(upload.client, upload.round)
             self._ledger.event(
@@ -468,11 +445,3 @@ class Coordinator:
         """Drop what a killed server left half received; only whole, durable updates have the final name."""
         for part in self._recordings.folder.glob("round-*/*.part"):
             part.unlink()
-
-
-def _layout_difference(expected: tuple[TensorSpec, ...], got: tuple[TensorSpec, ...]) -> str:
-    for ours, theirs in zip(expected, got, strict=False):
-        if ours != theirs:
-            want = f"{ours.name} {ours.dtype} {list(ours.shape)}"
-            return f"{want} expected, got {theirs.name} {theirs.dtype} {list(theirs.shape)}"
-    return f"{len(expected)} tensors expected, got {len(got)}"

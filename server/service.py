@@ -11,8 +11,9 @@ from typing import Any, TypeVar, cast
 import grpc
 
 from protos import federation_pb2_grpc
-from server.coordinator import Coordinator, Receipt
+from server.coordinator import Coordinator
 from server.roster import Roster
+from server.uploads import Receipt
 from steelyard.errors import RefusedError
 from steelyard.wire import PROTOCOL_VERSION, manifest_from_wire, manifest_to_wire, pb, refusal_value
 
