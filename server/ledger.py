@@ -28,6 +28,7 @@ SCORES = (
     "value",
     "std_error",
     "validation_std_error",
+    "total_validation_std_error",
     "calls",
     "evaluated",
     "converged",

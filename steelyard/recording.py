@@ -4,6 +4,7 @@
     recordings/round-0001/client-00.safetensors   an accepted update: trained state minus global state
     recordings/round-0001/closed.json             who took part, whose update arrived, void or not, and why it closed
     recordings/round-0001/evaluators.safetensors  what evaluators carry on from the last settled round
+    recordings/round-0001/examples.safetensors    clients' totals up to it on each validation example
     recordings/round-0001/defence.safetensors     what the defence carries on from it, if it carries anything
 
 The model after the last round is the `global` of the round that would follow.
@@ -24,6 +25,8 @@ from steelyard.errors import BadBundleError, UserError
 from steelyard.parsing import parse
 
 ROLES = "roles"  # where a run directory keeps the role folders, beside the recordings
+EXAMPLES = "examples.safetensors"
+
 Vector = npt.NDArray[np.float32]
 
 
@@ -46,7 +49,7 @@ class Recordings:
 
     def round_folder(self, number: int) -> Path:
         """The folder of one round, made if needed."""
-        folder = self._place(number)
+        folder = self.place(number)
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
@@ -62,13 +65,17 @@ class Recordings:
         """Where lies what the evaluators carry on from a settled round."""
         return self.round_folder(number) / "evaluators.safetensors"
 
+    def examples_file(self, number: int) -> Path:
+        """Where lie the clients' totals on each validation example up to a settled round."""
+        return self.round_folder(number) / EXAMPLES
+
     def defence_file(self, number: int) -> Path:
         """Where lies what the defence carries on from a settled round."""
         return self.round_folder(number) / "defence.safetensors"
 
     def updates(self, number: int) -> dict[int, Path]:
         """The accepted updates of a round by client."""
-        files = self._place(number).glob("client-*.safetensors")
+        files = self.place(number).glob("client-*.safetensors")
         return dict(sorted((int(path.stem.removeprefix("client-")), path) for path in files))
 
     def close(self, closed: ClosedRound) -> None:
@@ -82,7 +89,7 @@ class Recordings:
         Raises:
             UserError: the file that says so is damaged.
         """
-        path = self._place(number) / "closed.json"
+        path = self.place(number) / "closed.json"
         if not path.exists():
             return None
         try:
@@ -104,7 +111,8 @@ class Recordings:
             raise UserError(f"recorded rounds expected under {self.folder}, there are none; run the experiment first")
         return rounds
 
-    def _place(self, number: int) -> Path:
+    def place(self, number: int) -> Path:
+        """The folder of one round, there or not."""
         return self.folder / f"round-{number:04d}"
 
 

@@ -145,7 +145,7 @@ def _sample(attacked: Scores, honest: Scores, attackers: list[int]) -> Sample:
         calls=float(np.concatenate([attacked.calls, honest.calls]).mean()),
         spread=float(before_N.std(ddof=1)),
         std_error=float(root_sum_of_squares(attacked.std_error).mean()),
-        validation_std_error=float(root_sum_of_squares(attacked.validation_std_error).mean()),
+        validation_std_error=float(attacked.total_validation_std_error[-1].mean()),
         raw=float((after_N - before_N)[attackers].sum()),
         paid=None if paid[0] is None or paid[1] is None else float((paid[0] - paid[1])[attackers].sum()),
         places=float(places_N[attackers].mean()),

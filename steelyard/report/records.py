@@ -14,8 +14,12 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from steelyard.bundle import read_arrays
 from steelyard.errors import UserError
+from steelyard.recording import EXAMPLES, Recordings
 from steelyard.report.measures import Floats
+from steelyard.scoring.evaluators.base import State
+from steelyard.scoring.totals import by_evaluator
 
 T = TypeVar("T")
 
@@ -26,12 +30,14 @@ REPLAYED = "scores-replayed.csv"
 class Scores:
     """One evaluator's rows of scores.csv: [rounds, clients] each, but `calls` and `seconds` [rounds].
 
-    Those two are a round's, and each of its rows repeats them.
+    Those two are a round's, and each of its rows repeats them. `total_validation_std_error` is that of the sum over
+    rounds up to each one; files without it, of earlier versions, have the sum of the rounds' errors, an upper bound.
     """
 
     value: Floats
     std_error: Floats
     validation_std_error: Floats
+    total_validation_std_error: Floats
     evaluated: Floats
     calls: Floats
     seconds: Floats
@@ -60,13 +66,17 @@ class RoundMetrics:
 
 @dataclass(frozen=True, kw_only=True)
 class Records:
-    """What one run directory says. `scores` keeps the evaluators in the order of the file."""
+    """What one run directory says. `scores` keeps the evaluators in the order of the file.
+
+    `examples` is, by evaluator, what `steelyard.scoring.totals` kept of the last settled round; empty where it did not.
+    """
 
     folder: Path
     manifest: dict[str, Any]
     scores: dict[str, Scores]
     metrics: tuple[RoundMetrics, ...]
     events: tuple[dict[str, Any], ...]
+    examples: dict[str, State]
 
 
 def read_records(run: Path) -> Records:
@@ -75,12 +85,15 @@ def read_records(run: Path) -> Records:
     Raises:
         UserError: a file is missing or is not what the run's documentation says.
     """
+    metrics = read_metrics(run)
+    kept = Recordings(run).place(len(metrics)) / EXAMPLES
     return Records(
         folder=run,
         manifest=_read(run / "manifest.json", lambda path: dict(json.loads(path.read_text(encoding="utf-8")))),
         scores=_read(run / "scores.csv", _scores),
-        metrics=read_metrics(run),
+        metrics=metrics,
         events=_read(run / "events.jsonl", _events),
+        examples=by_evaluator(read_arrays(kept)) if kept.exists() else {},
     )
 
 
@@ -136,10 +149,13 @@ def _scores_of(rows: list[dict[str, str]], name: str) -> Scores:
     def column(key: str) -> Floats:
         return np.array([[float(cells[t, k][key]) for k in clients] for t in rounds], dtype=np.float64)
 
+    told = all(row.get("total_validation_std_error") for row in rows)  # a continued run may have rows without it
+    summed: Floats = np.cumsum(column("validation_std_error"), axis=0)
     return Scores(
         value=column("value"),
         std_error=column("std_error"),
         validation_std_error=column("validation_std_error"),
+        total_validation_std_error=column("total_validation_std_error") if told else summed,
         evaluated=column("evaluated"),
         calls=column("calls").max(axis=1),
         seconds=column("seconds").max(axis=1),

@@ -22,6 +22,7 @@ from steelyard.report.measures import Floats
 from steelyard.report.records import Records, RoundMetrics, read_records
 from steelyard.report.seen import seen
 from steelyard.report.traffic import account
+from steelyard.scoring.evaluators.base import example_std_error
 
 Table = dict[str, Any]
 
@@ -30,7 +31,8 @@ def summarize(run: Path, honest: Path | None, attackers: Sequence[int], *, bound
     """Everything that the measures say about a run.
 
     Standard errors of totals are root sums of squares over rounds, and those of differences over both runs. For the
-    validation examples, which all rounds share, that takes the rounds' errors as uncorrelated.
+    validation examples, which all rounds and both runs share, a total's error is the one that scores.csv has for it,
+    and a difference's is taken example by example; where that was not kept it is the sum of both, an upper bound.
 
     Args:
         run: the run directory.
@@ -115,7 +117,7 @@ def _inflation_sentence(evaluator: str, results: Table, inflation: Table) -> str
         f"Client {client} {verb} its {evaluator}{amount}, "
         f"from {honest['total'][client]:.4f} to {attacked['total'][client]:.4f} "
         f"(standard error {_figure(inflation['std_error'])} from sampling coalitions, "
-        f"{_figure(inflation['validation_std_error'])} over validation examples if rounds were independent), "
+        f"{_figure(inflation['validation_std_error'])} over validation examples), "
         f"and {_rank_change(honest['rank'][client], attacked['rank'][client])} "
         f"of {sum(rank is not None for rank in honest['rank'])}."
     )
@@ -169,7 +171,10 @@ def _evaluator(
         return results
     after, before = results["attacked"], results["honest"]
     change = after["total"] - before["total"]
-    errors = {key: np.hypot(after[key], before[key]) for key in ("std_error", "validation_std_error")}
+    errors = {
+        "std_error": np.hypot(after["std_error"], before["std_error"]),
+        "validation_std_error": _validation_error_of_change(name, attacked, honest),
+    }
     return results | {
         "change": change,
         "rank_displacement": before["rank"] - after["rank"],  # positive: rose
@@ -182,6 +187,16 @@ def _evaluator(
     }
 
 
+def _validation_error_of_change(name: str, attacked: Records, honest: Records) -> Floats:
+    """Of attacked less honest totals, [N]: both were judged on the same examples, so differences on each count."""
+    after, before = attacked.examples.get(name), honest.examples.get(name)
+    if after is None or before is None or after["examples"].shape != before["examples"].shape:
+        scores = (attacked.scores[name], honest.scores[name])
+        return sum((each.total_validation_std_error[-1] for each in scores), start=np.zeros(1))
+    error_N: Floats = example_std_error(after["examples"] - before["examples"]) + after["bound"] + before["bound"]
+    return error_N
+
+
 def _totals(records: Records, name: str, kind: str, validation: int) -> Table:
     scores = records.scores[name]
     total: Floats = np.sum(scores.value, axis=0)
@@ -189,7 +204,7 @@ def _totals(records: Records, name: str, kind: str, validation: int) -> Table:
     return {
         "total": total,
         "std_error": measures.root_sum_of_squares(scores.std_error),
-        "validation_std_error": measures.root_sum_of_squares(scores.validation_std_error),
+        "validation_std_error": scores.total_validation_std_error[-1],
         "rank": _ranks(total, _absent(records)),
         "shares": shares.values,
         "shares_reason": shares.reason,

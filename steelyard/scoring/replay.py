@@ -24,6 +24,7 @@ from steelyard.scoring.gradient import validation_gradient
 from steelyard.scoring.joiner import Joined, Joiner, RecordedRound
 from steelyard.scoring.played import PlayedRound
 from steelyard.scoring.score import score_round
+from steelyard.scoring.totals import Totals, by_evaluator
 from steelyard.scoring.utility import Progress, Utility
 
 
@@ -56,6 +57,7 @@ class RoundScorer:
         self._recordings = recordings
         self._evaluators = make_evaluators(half.evaluators if evaluators is None else evaluators, len(half.roster))
         self._states: dict[str, State] = {}
+        self._totals = Totals(len(self._clients))
         self._folded = 0
         self._validation = (
             torch.from_numpy(data["validation_images"].copy()),
@@ -98,9 +100,12 @@ class RoundScorer:
         self._states, self._folded = {}, number
         folds = [named.name for named in self._evaluators if isinstance(named.evaluator, Fold)]
         if number and folds:
-            for key, array in read_arrays(self._recordings.state_file(number)).items():
-                name, _, part = key.partition("/")
-                self._states.setdefault(name, {})[part] = array.copy()
+            self._states = by_evaluator(read_arrays(self._recordings.state_file(number)))
+        self._totals = Totals(len(self._clients))
+        if number and self._recordings.examples_file(number).exists():
+            self._totals.resume(read_arrays(self._recordings.examples_file(number)))
+        elif number:  # the rounds before were settled by a version that did not keep them
+            self._forget_totals()
 
     def checkpoint(self, number: int) -> None:
         """Write down, atomically and durably, what evaluators and defence carry on from the round just scored."""
@@ -108,11 +113,13 @@ class RoundScorer:
         arrays = {f"{name}/{part}": array for name, state in self._states.items() for part, array in state.items()}
         if any(isinstance(named.evaluator, Fold) for named in self._evaluators):
             write_arrays(self._recordings.state_file(number), arrays)
+        write_arrays(self._recordings.examples_file(number), self._totals.arrays())
 
     def forget(self, number: int) -> None:
         """Remove the checkpoint of a round that is no longer the last one settled."""
         if number:
             self._recordings.state_file(number).unlink(missing_ok=True)
+            self._recordings.examples_file(number).unlink(missing_ok=True)
             self._recordings.defence_file(number).unlink(missing_ok=True)
 
     def join(self, closed: ClosedRound) -> Joined:
@@ -128,7 +135,8 @@ class RoundScorer:
         knows the roster alone, so whoever is absent from the whole run has 0 from every evaluator.
 
         Args:
-            closed: the round; the one after that scored last where an evaluator carries state.
+            closed: the round; the one after that scored last where an evaluator carries state. Otherwise it may be any,
+                but then the errors of totals are unknown.
             progress: told, after each coalition, how many were evaluated and how many the round takes as far as is
                 known by then: what one evaluator needs at most, or more once several have asked for different ones.
             spent: the calls of each evaluator when the round was scored before; see `score_round`.
@@ -147,11 +155,14 @@ class RoundScorer:
         self._joiner.advance()
         states = {result.evaluator: result.state for result in results if result.state is not None}
         assert not states or closed.round == self._folded + 1, "rounds in order: what folds carry on depends on it"
+        if closed.round != self._folded + 1:
+            self._forget_totals()
         self._states, self._folded = states, closed.round
         rows = []
         for result in results:
             those = recorded.clients if result.state is None else self._roster
             scores = result.scores.spread(tuple(self._clients.index(client) for client in those), len(self._clients))
+            errors = self._totals.add(result.evaluator, scores)
             for i, client in enumerate(self._clients):
                 rows.append(
                     {
@@ -161,6 +172,7 @@ class RoundScorer:
                         "value": float(scores.value[i]),
                         "std_error": float(scores.std_error[i]),
                         "validation_std_error": float(scores.validation_std_error[i]),
+                        "total_validation_std_error": float(errors.total_validation_std_error[i]),
                         "calls": scores.calls,
                         "evaluated": int(client in recorded.clients),
                         "converged": int(scores.converged),
@@ -168,6 +180,10 @@ class RoundScorer:
                     }
                 )
         return rows
+
+    def _forget_totals(self) -> None:
+        for named in self._evaluators:
+            self._totals.forget(named.name)
 
     def _told(self, progress: Progress | None, players: int) -> Progress | None:
         """What the round's games are to tell, each of its own requests, so that `progress` hears of all."""

@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree as ET
 
+import numpy as np
 import pytest
 from rich.console import Console
 
+from steelyard.bundle import write_arrays
 from steelyard.errors import UserError
 from steelyard.report.figures import ticks
 from steelyard.report.html import cumulative_figure, page, values_figure, write_picture, write_report
@@ -210,7 +212,7 @@ def test_half_a_last_event_never_happened(attacked: Path, summary: dict[str, Any
 def test_the_headline_gives_raw_units_and_both_standard_errors(summary: dict[str, Any]) -> None:
     assert headline(summary, "sv") == [
         "Client 0 raised its sv by 0.4000, from 0.1000 to 0.5000 (standard error 0.0707 from sampling coalitions, "
-        "0 over validation examples if rounds were independent), and went from rank 3 to 1 of 3.",
+        "0 over validation examples), and went from rank 3 to 1 of 3.",
     ]
 
 
@@ -305,3 +307,18 @@ def test_everything_but_nothing_of_torch_is_loaded() -> None:
     code = f"import sys, {modules}; print([m for m in ('torch', 'server', 'client') if m in sys.modules])"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert result.stdout.strip() == "[]"
+
+
+def test_errors_over_validation_examples_are_taken_example_by_example(attacked: Path, honest: Path) -> None:
+    """Both runs err alike on two examples, so their difference does not; without the file it is at most the sum."""
+    for run, shift in ((attacked, 0.5), (honest, 0.0)):
+        text = (run / "scores.csv").read_text().replace("calls,", "total_validation_std_error,calls,")
+        (run / "scores.csv").write_text(text.replace(",0.0,4,", ",0.0,1.0,4,").replace(",0.0,8,", ",0.0,1.0,8,"))
+        examples = np.array([[0.0, 2.0], [0.0, 0.0], [1.0, 1.0]]) + shift
+        arrays = {f"sv/{part}": array for part, array in (("examples", examples), ("bound", np.zeros(3)))}
+        (run / "recordings" / "round-0002").mkdir(parents=True)
+        write_arrays(run / "recordings" / "round-0002" / "examples.safetensors", arrays)
+    results = summarize(attacked, honest, (0,))["evaluators"]
+    assert results["sv"]["attacked"]["validation_std_error"] == [1.0, 1.0, 1.0], "the last round's, of the total"
+    assert results["sv"]["inflation"][0]["validation_std_error"] == 0.0
+    assert results["leave"]["inflation"][0]["validation_std_error"] == 2.0

@@ -64,6 +64,7 @@ class LambdaMultiRound:
             validation_std_error=weight * scores.validation_std_error,
             calls=scores.calls,
             converged=scores.converged,
+            examples=None if scores.examples is None else weight * scores.examples,
         )
         return state, discounted.spread(round_.members, round_.clients)
 

@@ -10,7 +10,7 @@ values of a state, P of them trainable.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import fsum, nan, sqrt
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -47,6 +47,9 @@ class Scores:
         calls: distinct coalitions asked for.
         converged: False where sampling ended for its budget's sake, before the standard error or the rule that it was
             to reach; True where it is exact, or nothing was to be reached.
+        examples: the values taken apart by validation example, [n, E]: but for a constant, their mean over E is the
+            value; None where the value is no such mean, or knows no example.
+        whole: `examples` is the whole run's up to now and not the round's.
     """
 
     value: Floats
@@ -54,6 +57,8 @@ class Scores:
     validation_std_error: Floats
     calls: int
     converged: bool = True
+    examples: Floats | None = field(default=None, repr=False)
+    whole: bool = False
 
     def spread(self, members: tuple[int, ...], clients: int) -> Scores:
         """The same for the whole roster, [N]: 0 for whoever is not a member."""
@@ -62,12 +67,18 @@ class Scores:
             column_N = np.zeros(clients)
             column_N[list(members)] = column_n
             columns.append(column_N)
+        examples_NE = None
+        if self.examples is not None:
+            examples_NE = np.zeros((clients, self.examples.shape[1]))
+            examples_NE[list(members)] = self.examples
         return Scores(
             value=columns[0],
             std_error=columns[1],
             validation_std_error=columns[2],
             calls=self.calls,
             converged=self.converged,
+            examples=examples_NE,
+            whole=self.whole,
         )
 
 
@@ -176,16 +187,36 @@ def example_values(game: Game, masks_Cn: Masks, coefficients_nC: Floats) -> Floa
     return per_example_nE
 
 
-def validation_std_error(game: Game, masks_Cn: Masks, coefficients_nC: Floats) -> Floats:
-    """Standard error of linear values over the sampling of validation examples, [n].
+def example_std_error(examples_nE: Floats) -> Floats:
+    """Standard error over the sampling of validation examples of values taken apart by example, [n].
 
     A utility is a mean over examples and the value is linear in it, so the value is the mean over examples of the
     value computed on that example alone; its standard error is their standard deviation (n - 1) over the root of their
     number, which is what a bootstrap over the examples converges to.
     """
-    per_example_nE = example_values(game, masks_Cn, coefficients_nC)
-    players, examples = per_example_nE.shape
+    players, examples = examples_nE.shape
     if examples < 2:
         return np.full(players, 0.0 if examples == 0 else nan)
-    error_n: Floats = per_example_nE.std(axis=1, ddof=1) / sqrt(examples)
+    error_n: Floats = examples_nE.std(axis=1, ddof=1) / sqrt(examples)
     return error_n
+
+
+def linear_scores(
+    game: Game,
+    masks_Cn: Masks,
+    coefficients_nC: Floats,
+    values_C: Floats,
+    std_error: Floats,
+    *,
+    converged: bool = True,
+) -> Scores:
+    """The scores of values that are linear in the utilities of these coalitions."""
+    examples_nE = example_values(game, masks_Cn, coefficients_nC)
+    return Scores(
+        value=linear_value(coefficients_nC, values_C),
+        std_error=std_error,
+        validation_std_error=example_std_error(examples_nE),
+        calls=game.calls,
+        converged=converged,
+        examples=examples_nE,
+    )

@@ -22,8 +22,7 @@ from steelyard.scoring.evaluators.base import (
     NO_SCORES,
     EvaluatorParams,
     Scores,
-    linear_value,
-    validation_std_error,
+    linear_scores,
 )
 
 STEP = 32  # coalitions between two looks at the clock or at the standard error
@@ -141,13 +140,7 @@ def spend(
     if len(plan) == everything:
         return exact_scores(game, exact)
     estimate = plan.estimate(values)
-    return Scores(
-        value=linear_value(estimate.coefficients_nC, values),
-        std_error=estimate.std_error,
-        validation_std_error=validation_std_error(game, plan.masks(), estimate.coefficients_nC),
-        calls=game.calls,
-        converged=reached,
-    )
+    return linear_scores(game, plan.masks(), estimate.coefficients_nC, values, estimate.std_error, converged=reached)
 
 
 def meets(params: BudgetParams, std_error_n: Floats) -> bool:
@@ -158,9 +151,4 @@ def meets(params: BudgetParams, std_error_n: Floats) -> bool:
 def exact_scores(game: Game, exact: Callable[[int], Floats]) -> Scores:
     """The value from all 2^n coalitions."""
     masks, coefficients = all_masks(game.players), exact(game.players)
-    return Scores(
-        value=linear_value(coefficients, game.values(masks)),
-        std_error=np.zeros(game.players),
-        validation_std_error=validation_std_error(game, masks, coefficients),
-        calls=game.calls,
-    )
+    return linear_scores(game, masks, coefficients, game.values(masks), np.zeros(game.players))

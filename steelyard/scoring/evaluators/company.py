@@ -81,6 +81,7 @@ class Company:
             std_error=error_N,
             validation_std_error=spread_N / sqrt(examples),
             calls=game.calls,
+            examples=counted_NE,
         )
         return advance({**state, "examples": examples_NE}, result)
 

@@ -19,8 +19,9 @@ from steelyard.scoring.evaluators.base import (
     Round,
     Scores,
     State,
+    example_std_error,
+    example_values,
     linear_value,
-    validation_std_error,
 )
 from steelyard.scoring.evaluators.running import advance, nothing_yet, unchanged
 from steelyard.scoring.geometry import cosines_with_others, gram
@@ -32,7 +33,10 @@ class FedCEParams(EvaluatorParams):
 
 
 class FedCE:
-    """Federated contribution estimation. State: `cosine` [N], summed over `rounds` [N]; the running result."""
+    """Federated contribution estimation.
+
+    State: `cosine` [N], summed over `rounds` [N]; `examples` [N, E], the values by example; the running result.
+    """
 
     def __init__(self, params: FedCEParams) -> None:
         self.params = params
@@ -43,7 +47,12 @@ class FedCE:
 
     def start(self, clients: int) -> State:
         """No round seen."""
-        return {"cosine": np.zeros(clients), "rounds": np.zeros(clients), **nothing_yet(clients)}
+        return {
+            "cosine": np.zeros(clients),
+            "rounds": np.zeros(clients),
+            "examples": np.zeros((clients, 0)),
+            **nothing_yet(clients),
+        }
 
     def fold(self, state: State, round_: Round, generator: np.random.Generator) -> tuple[State, Scores]:  # noqa: ARG002 - exact
         """What the round changed of the value."""
@@ -59,8 +68,15 @@ class FedCE:
         without = ~np.eye(len(members), dtype=bool)
         perfect = 1.0 if self.params.utility == "accuracy" else 0.0
         coefficients = -np.diag(novelty_n)
+        examples_nE = example_values(game, without, coefficients)
         value, error, validation = (state[name].copy() for name in ("value", "std_error", "validation_std_error"))
         value[members] = perfect * novelty_n + linear_value(coefficients, game.values(without))
-        validation[members] = validation_std_error(game, without, coefficients)
-        result = Scores(value=value, std_error=error, validation_std_error=validation, calls=game.calls)
-        return advance({**state, "cosine": cosine, "rounds": rounds}, result)
+        validation[members] = example_std_error(examples_nE)
+        examples_NE = np.zeros((len(value), examples_nE.shape[1]))
+        if state["examples"].shape[1]:
+            examples_NE[:] = state["examples"]
+        examples_NE[members] = examples_nE
+        result = Scores(
+            value=value, std_error=error, validation_std_error=validation, calls=game.calls, examples=examples_NE
+        )
+        return advance({**state, "cosine": cosine, "rounds": rounds, "examples": examples_NE}, result)

@@ -20,8 +20,7 @@ from steelyard.scoring.evaluators.base import (
     NO_SCORES,
     EvaluatorParams,
     Scores,
-    linear_value,
-    validation_std_error,
+    linear_scores,
 )
 
 Ints = NDArray[np.int64]
@@ -67,12 +66,7 @@ class FedSV:
             coefficients = walk_coefficients(orders, walks, len(masks))
             values = game.values(masks)
             std_error = pair_std_error(orders, values[walks])
-        return Scores(
-            value=linear_value(coefficients, values),
-            std_error=std_error,
-            validation_std_error=validation_std_error(game, masks, coefficients),
-            calls=game.calls,
-        )
+        return linear_scores(game, masks, coefficients, values, std_error)
 
     def pairs(self, players: int) -> int:
         """How many pairs of orders a game of so many players is sampled by; 0: it is played out in full."""

@@ -27,7 +27,7 @@ import numpy as np
 
 from steelyard.parsing import NonNegativeFloat, Positive, PositiveFloat, Range
 from steelyard.scoring.coalitions import Floats, Game
-from steelyard.scoring.evaluators.base import NO_SCORES, Scores, linear_value, validation_std_error
+from steelyard.scoring.evaluators.base import NO_SCORES, Scores, linear_scores
 from steelyard.scoring.evaluators.budget import BudgetParams, meets
 from steelyard.scoring.evaluators.tmc import none_walked
 from steelyard.scoring.evaluators.truncated import Walk, Walker, walk_coefficients, walk_marginals
@@ -78,11 +78,12 @@ class Gtg:
         if not walks:
             return none_walked(game, walker)
         coefficients = walk_coefficients(walks, len(walker.values), shares_rest=self.shares_rest)
-        return Scores(
-            value=linear_value(coefficients, np.array(walker.values)),
-            std_error=led_std_error(walk_marginals(walks, walker.values, shares_rest=self.shares_rest)),
-            validation_std_error=validation_std_error(game, walker.masks(), coefficients),
-            calls=game.calls,
+        return linear_scores(
+            game,
+            walker.masks(),
+            coefficients,
+            np.array(walker.values),
+            led_std_error(walk_marginals(walks, walker.values, shares_rest=self.shares_rest)),
             converged=converged,
         )
 

@@ -11,8 +11,7 @@ from steelyard.scoring.evaluators.base import (
     NO_SCORES,
     EvaluatorParams,
     Scores,
-    linear_value,
-    validation_std_error,
+    linear_scores,
 )
 
 
@@ -38,9 +37,4 @@ class Loo:
             return NO_SCORES
         masks = np.vstack([np.ones((1, n), dtype=bool), ~np.eye(n, dtype=bool)])
         coefficients = np.hstack([np.ones((n, 1)), -np.eye(n)])
-        return Scores(
-            value=linear_value(coefficients, game.values(masks)),
-            std_error=np.zeros(n),
-            validation_std_error=validation_std_error(game, masks, coefficients),
-            calls=game.calls,
-        )
+        return linear_scores(game, masks, coefficients, game.values(masks), np.zeros(n))

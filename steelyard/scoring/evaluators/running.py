@@ -26,6 +26,8 @@ def advance(state: State, result: Scores) -> tuple[State, Scores]:
         validation_std_error=_growth(state["validation_std_error"], result.validation_std_error),
         calls=result.calls,
         converged=result.converged,
+        examples=result.examples,
+        whole=True,
     )
     new = {
         "value": result.value,

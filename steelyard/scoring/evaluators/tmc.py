@@ -13,7 +13,7 @@ import numpy as np
 
 from steelyard.parsing import NonNegativeFloat, Positive
 from steelyard.scoring.coalitions import Game
-from steelyard.scoring.evaluators.base import NO_SCORES, Scores, linear_value, validation_std_error
+from steelyard.scoring.evaluators.base import NO_SCORES, Scores, linear_scores
 from steelyard.scoring.evaluators.budget import BudgetParams, meets
 from steelyard.scoring.evaluators.truncated import Walk, Walker, walk_coefficients, walk_marginals
 
@@ -55,11 +55,12 @@ class Tmc:
         if not walks:
             return none_walked(game, walker)
         coefficients = walk_coefficients(walks, len(walker.values), shares_rest=False)
-        return Scores(
-            value=linear_value(coefficients, np.array(walker.values)),
-            std_error=_std_error(walk_marginals(walks, walker.values, shares_rest=False)),
-            validation_std_error=validation_std_error(game, walker.masks(), coefficients),
-            calls=game.calls,
+        return linear_scores(
+            game,
+            walker.masks(),
+            coefficients,
+            np.array(walker.values),
+            _std_error(walk_marginals(walks, walker.values, shares_rest=False)),
             converged=reached,
         )
 
@@ -75,10 +76,6 @@ def none_walked(game: Game, walker: Walker) -> Scores:
     """A budget too small for a single walk: equal parts of V(N) - V(empty), their error unknown."""
     n = game.players
     coefficients = np.tile(np.array([-1.0, 1.0] + [0.0] * (len(walker.values) - 2)) / n, (n, 1))
-    return Scores(
-        value=linear_value(coefficients, np.array(walker.values)),
-        std_error=np.full(n, np.nan),
-        validation_std_error=validation_std_error(game, walker.masks(), coefficients),
-        calls=game.calls,
-        converged=False,
+    return linear_scores(
+        game, walker.masks(), coefficients, np.array(walker.values), np.full(n, np.nan), converged=False
     )
