@@ -27,6 +27,7 @@ from steelyard.config import ClientHalf, Experiment, Ring, RosterEntry, ServerHa
 from steelyard.data.deal import Deal, deal
 from steelyard.decoder_store import ROLE_FILE
 from steelyard.errors import UserError
+from steelyard.scoring.subset import draw_subset
 from steelyard.seeding import derive_seed
 
 
@@ -49,13 +50,16 @@ def prepare(experiment: Experiment, folder: Path) -> Deal:
     """Write every role's folder and return how the data was dealt.
 
     Raises:
-        UserError: the data can't be had or is too small, certificates are missing, the folder is in use, or a
-            decoder is named that is not to be had or not the attacker's to have.
+        UserError: the data can't be had or is too small, [scoring] examples does not fit it, certificates are missing,
+            the folder is in use, or a decoder is named that is not to be had or not the attacker's to have.
     """
     if any(path.name == "server" or path.name.startswith("client-") for path in folder.glob("*")):
         raise UserError(f"an empty place for role folders expected, {folder} holds some; name another with --out")
     _check_certificates(experiment)
     dealt = deal(experiment)
+    draw_subset(
+        dealt.validation.labels, experiment.scoring.examples, experiment.seed
+    )  # refuses before any process runs
     decoder = allowed_decoder(experiment, dealt)
     tokens = {client: secrets.token_hex(16) for client in experiment.clients.present}
     _write_server(experiment, dealt, tokens, server_folder(folder))

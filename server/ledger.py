@@ -29,6 +29,8 @@ SCORES = (
     "std_error",
     "validation_std_error",
     "total_validation_std_error",
+    "subset_std_error",
+    "total_subset_std_error",
     "calls",
     "evaluated",
     "converged",

@@ -102,12 +102,14 @@ class ScoringConfig:
     `path` is the way to compute a coalition model's logits (docs/scoring.md has them all, with their error bounds);
     `inner_batch` is the number of validation samples per forward pass; `device` is what computes. `workers` is the
     number of processes that share the coalitions; it changes no bit, so it is not part of the experiment's hash.
+    `examples` of the validation samples (0: all), a stratified part drawn by the seed, are what judges coalitions.
     """
 
     path: Literal["plain", "im2col", "folded", "im2col_bf16", "folded_bf16"] = "plain"
     inner_batch: Positive = 100
     device: Literal["cpu", "cuda"] = "cpu"
     workers: Positive = 1
+    examples: NonNegative = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -206,6 +208,8 @@ class Experiment:
                 del table[section]
         del table["data"]["folder"]
         del table["scoring"]["workers"]
+        if not self.scoring.examples:  # younger too
+            del table["scoring"]["examples"]
         text = json.dumps(table, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:10]
 

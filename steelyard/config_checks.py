@@ -34,6 +34,10 @@ def check_experiment(experiment: Experiment, where: str) -> None:
     _check_clients(experiment, f"{where} [clients]")
     if quorum > (count := len(experiment.clients.present)):
         raise UserError(f"{where} [protocol] quorum: at most the {count} clients expected, got {quorum}")
+    if (examples := experiment.scoring.examples) > (validation := experiment.data.validation):
+        raise UserError(
+            f"{where} [scoring] examples: at most [data] validation = {validation} expected, got {examples}"
+        )
     check_rounds(experiment.clients.stays, experiment.rounds, quorum, f"{where} [clients] schedule")
     tensors = experiment.transport.tensors
     check_network(experiment.network, experiment.clients.stays, experiment.rounds, tensors, f"{where} [network]")

@@ -174,10 +174,9 @@ def _subtitle(summary: Summary) -> str:
 
 
 def _errors_caption(summary: Summary) -> str:
-    return (
-        "Whiskers: one standard error, from sampling coalitions and over the "
-        f"{summary['data']['validation']} validation examples together."
-    )
+    judged_on, there = summary["data"]["judged_on"], summary["data"]["validation"]
+    which = f"{there} validation examples" if judged_on == there else f"{judged_on} of {there} validation examples used"
+    return f"Whiskers: one standard error, from sampling coalitions and over the {which} together."
 
 
 def _clients_table(summary: Summary, name: str) -> str:

@@ -38,6 +38,7 @@ class Scores:
     std_error: Floats
     validation_std_error: Floats
     total_validation_std_error: Floats
+    total_subset_std_error: Floats
     evaluated: Floats
     calls: Floats
     seconds: Floats
@@ -149,13 +150,16 @@ def _scores_of(rows: list[dict[str, str]], name: str) -> Scores:
     def column(key: str) -> Floats:
         return np.array([[float(cells[t, k][key]) for k in clients] for t in rounds], dtype=np.float64)
 
-    told = all(row.get("total_validation_std_error") for row in rows)  # a continued run may have rows without it
+    def younger(key: str, otherwise: Floats) -> Floats:
+        return column(key) if all(row.get(key) for row in rows) else otherwise  # a continued run may have both
+
     summed: Floats = np.cumsum(column("validation_std_error"), axis=0)
     return Scores(
         value=column("value"),
         std_error=column("std_error"),
         validation_std_error=column("validation_std_error"),
-        total_validation_std_error=column("total_validation_std_error") if told else summed,
+        total_validation_std_error=younger("total_validation_std_error", summed),
+        total_subset_std_error=younger("total_subset_std_error", np.zeros(summed.shape)),
         evaluated=column("evaluated"),
         calls=column("calls").max(axis=1),
         seconds=column("seconds").max(axis=1),

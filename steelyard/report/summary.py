@@ -51,6 +51,7 @@ def summarize(run: Path, honest: Path | None, attackers: Sequence[int], *, bound
     experiment, data = this.manifest["experiment"], this.manifest["data"]
     kinds = {table["name"]: table["kind"] for table in experiment["evaluators"]}
     absent = _absent(this)
+    judged_on = experiment.get("scoring", {}).get("examples") or data["validation"]
     benign = [client for client in range(len(data["samples"])) if client not in attackers and client not in absent]
     summary = {
         "name": experiment["name"],
@@ -67,12 +68,12 @@ def summarize(run: Path, honest: Path | None, attackers: Sequence[int], *, bound
             "labels": [sum(count > 0 for count in counts) for counts in data["coverage"]],
             "classes": len(data["coverage"][0]),
             "validation": data["validation"],
+            "judged_on": judged_on,
             "test": data["test"],
         },
         "model": experiment["model"]["name"],
         "evaluators": {
-            name: _evaluator(name, kinds[name], attacked, plain, attackers, benign, data["validation"])
-            for name in this.scores
+            name: _evaluator(name, kinds[name], attacked, plain, attackers, benign, judged_on) for name in this.scores
         },
         "utility": {
             "accuracy": _pair(attacked, plain, lambda records: records.metrics[-1].accuracy),
@@ -205,6 +206,7 @@ def _totals(records: Records, name: str, kind: str, validation: int) -> Table:
         "total": total,
         "std_error": measures.root_sum_of_squares(scores.std_error),
         "validation_std_error": scores.total_validation_std_error[-1],
+        "subset_std_error": scores.total_subset_std_error[-1],
         "rank": _ranks(total, _absent(records)),
         "shares": shares.values,
         "shares_reason": shares.reason,

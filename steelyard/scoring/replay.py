@@ -24,6 +24,7 @@ from steelyard.scoring.gradient import validation_gradient
 from steelyard.scoring.joiner import Joined, Joiner, RecordedRound
 from steelyard.scoring.played import PlayedRound
 from steelyard.scoring.score import score_round
+from steelyard.scoring.subset import draw_subset
 from steelyard.scoring.totals import Totals, by_evaluator
 from steelyard.scoring.utility import Progress, Utility
 
@@ -57,22 +58,28 @@ class RoundScorer:
         self._recordings = recordings
         self._evaluators = make_evaluators(half.evaluators if evaluators is None else evaluators, len(half.roster))
         self._states: dict[str, State] = {}
-        self._totals = Totals(len(self._clients))
         self._folded = 0
         self._validation = (
             torch.from_numpy(data["validation_images"].copy()),
             torch.from_numpy(data["validation_labels"].copy()),
         )
         self._inner_batch = half.scoring.inner_batch
+        subset = draw_subset(data["validation_labels"], half.scoring.examples, half.seed)
+        self._judged = self._validation
+        if subset is not None:
+            places = torch.from_numpy(subset.places_E)
+            self._judged = (self._validation[0][places], self._validation[1][places])
+        self._totals = Totals(len(self._clients), subset)
         self.model = FlatModel(half.model.name, half.shape)
         self._joiner = Joiner(half, half.defence if defence is None else defence, self.model, data, recordings)
         self._utility = Utility(
             self.model,
-            *self._validation,
+            *self._judged,
             inner_batch=half.scoring.inner_batch,
             path=half.scoring.path,
             device=half.scoring.device,
             workers=half.scoring.workers,
+            weights_E=None if subset is None else subset.weights_E,
         )
 
     def close(self) -> None:
@@ -101,7 +108,7 @@ class RoundScorer:
         folds = [named.name for named in self._evaluators if isinstance(named.evaluator, Fold)]
         if number and folds:
             self._states = by_evaluator(read_arrays(self._recordings.state_file(number)))
-        self._totals = Totals(len(self._clients))
+        self._totals.restart()
         if number and self._recordings.examples_file(number).exists():
             self._totals.resume(read_arrays(self._recordings.examples_file(number)))
         elif number:  # the rounds before were settled by a version that did not keep them
@@ -173,6 +180,8 @@ class RoundScorer:
                         "std_error": float(scores.std_error[i]),
                         "validation_std_error": float(scores.validation_std_error[i]),
                         "total_validation_std_error": float(errors.total_validation_std_error[i]),
+                        "subset_std_error": float(errors.subset_std_error[i]),
+                        "total_subset_std_error": float(errors.total_subset_std_error[i]),
                         "calls": scores.calls,
                         "evaluated": int(client in recorded.clients),
                         "converged": int(scores.converged),
@@ -215,7 +224,7 @@ class RoundScorer:
             members=tuple(self._roster.index(client) for client in recorded.clients),
             global_D=recorded.global_D,
             updates=recorded.updates,
-            labels=self._validation[1],
+            labels=self._judged[1],
             progress=progress,
             joined=self._joiner.coalitions,
         )

@@ -7,6 +7,8 @@ round; they are N x E numbers an evaluator, however many rounds there are.
 Where a value is no mean over examples (`fold_median`), the errors of its rounds are added up: the error of a sum is at
 most that. Unknown errors (nan) stay unknown.
 
+Where a run judges on some of its validation examples alone, the same parts tell what that errs by from all of them.
+
 Legend: N clients, E validation examples.
 """
 
@@ -19,46 +21,75 @@ import numpy as np
 
 from steelyard.scoring.coalitions import Floats
 from steelyard.scoring.evaluators.base import Scores, State, example_std_error
+from steelyard.scoring.subset import Subset
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExampleErrors:
-    """Of one evaluator after a round: the error of each client's total up to now over the validation examples, [N]."""
+    """One evaluator's errors after a round, [N] each.
+
+    Attributes:
+        total_validation_std_error: of each client's total up to now, over the sampling of validation examples.
+        subset_std_error: of the round's values as estimates of those on all validation examples; 0 where they are on
+            all, or know no example.
+        total_subset_std_error: the same of the totals.
+    """
 
     total_validation_std_error: Floats
+    subset_std_error: Floats
+    total_subset_std_error: Floats
 
 
 class Totals:
     """Each evaluator's values so far.
 
     State by evaluator: `examples` [N, E] (E = 0 before there are any), summed over rounds; `bound` [N], the errors of
-    those rounds of which nothing is known by example, added up.
+    those rounds of which nothing is known by example, added up; `unsure` [N], nan where one of them hung on the subset.
 
     Args:
         clients: N.
+        subset: the validation examples that utilities are on; None: all.
     """
 
-    def __init__(self, clients: int) -> None:
-        self._clients = clients
+    def __init__(self, clients: int, subset: Subset | None = None) -> None:
+        self._clients, self._subset = clients, subset
         self._states: dict[str, State] = {}
 
     def add(self, evaluator: str, scores: Scores) -> ExampleErrors:
         """Take in an evaluator's next round, [N]."""
         state = self._states.setdefault(evaluator, _nothing_yet(self._clients))
-        examples_NE, bound_N = state["examples"], state["bound"]
+        before_NE, bound_N, unsure_N = state["examples"], state["bound"], state["unsure"]
+        examples_NE, hangs_N = before_NE, np.zeros(self._clients)
         if scores.examples is None:
             bound_N = bound_N + scores.validation_std_error
-        elif scores.whole or not examples_NE.shape[1]:
-            examples_NE = scores.examples
+            if self._subset is not None and scores.calls:
+                hangs_N = np.where(scores.validation_std_error == 0, 0.0, np.nan)
+        elif not before_NE.shape[1]:
+            examples_NE, before_NE = scores.examples, np.zeros(scores.examples.shape)
         else:
-            examples_NE = examples_NE + scores.examples
-        self._states[evaluator] = {"examples": examples_NE, "bound": bound_N}
-        return ExampleErrors(total_validation_std_error=example_std_error(examples_NE) + bound_N)
+            examples_NE = scores.examples + (0.0 if scores.whole else before_NE)
+        unsure_N = unsure_N + hangs_N
+        self._states[evaluator] = {"examples": examples_NE, "bound": bound_N, "unsure": unsure_N}
+        return ExampleErrors(
+            total_validation_std_error=example_std_error(examples_NE) + bound_N,
+            subset_std_error=self._off(examples_NE - before_NE) + hangs_N,
+            total_subset_std_error=self._off(examples_NE) + unsure_N,
+        )
+
+    def _off(self, examples_NE: Floats) -> Floats:
+        if self._subset is None or not examples_NE.shape[1]:
+            return np.zeros(self._clients)
+        return self._subset.std_error(examples_NE)
 
     def forget(self, evaluator: str) -> None:
         """What came before is not known: the errors of an evaluator's totals are unknown from now on."""
         unknown = np.full(self._clients, np.nan)
-        self._states[evaluator] = {**_nothing_yet(self._clients), "bound": unknown}
+        unsure = np.zeros(self._clients) if self._subset is None else unknown
+        self._states[evaluator] = {**_nothing_yet(self._clients), "bound": unknown, "unsure": unsure}
+
+    def restart(self) -> None:
+        """No round of anybody's."""
+        self._states = {}
 
     def arrays(self) -> State:
         """All of it under names of its own, to be kept."""
@@ -79,4 +110,4 @@ def by_evaluator(arrays: Mapping[str, np.ndarray]) -> dict[str, State]:
 
 
 def _nothing_yet(clients: int) -> State:
-    return {"examples": np.zeros((clients, 0)), "bound": np.zeros(clients)}
+    return {"examples": np.zeros((clients, 0)), "bound": np.zeros(clients), "unsure": np.zeros(clients)}

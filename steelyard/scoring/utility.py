@@ -40,6 +40,7 @@ class Utility:
         path: the way logits are computed, one of `steelyard.scoring.paths.PATHS`; it decides bits too.
         device: "cpu" or "cuda"; decides bits too.
         workers: 1 evaluates in this process; more are processes of their own. It decides no bit.
+        weights_E: what each example counts for in a mean over them; None: all alike.
 
     Raises:
         UserError: the path does not fit the model, or there is no such device.
@@ -55,8 +56,10 @@ class Utility:
         path: str = "plain",
         device: Device = "cpu",
         workers: int = 1,
+        weights_E: Floats | None = None,
     ) -> None:
         check_data(images, labels, inner_batch)
+        self.weights = weights_E
         self._pool: WorkerPool | None = None
         if workers == 1:
             self._evaluation = Evaluation(on_device(model, device), images, labels, inner_batch=inner_batch, path=path)
@@ -138,6 +141,11 @@ class RoundGame:
         return self._global_D, self._updates, self._samples
 
     @property
+    def weights(self) -> Floats | None:
+        """What each validation example counts for, [E]; None: all alike."""
+        return self._utility.weights
+
+    @property
     def evaluated(self) -> int:
         """Coalitions that were really evaluated so far, whoever asked."""
         return len(self._outcomes)
@@ -181,13 +189,17 @@ class RoundView:
 
     def values(self, masks_Cn: Masks) -> Floats:
         """Accuracy, or minus the mean cross-entropy, of each coalition's model, [C]."""
+        if self._game.weights is not None:
+            values_C: Floats = self.examples(masks_Cn).mean(axis=1)
+            return values_C
         outcomes = self._game.outcomes(self._counter.keys(masks_Cn))
         accuracy = self._metric == "accuracy"
         return np.array([o.accuracy if accuracy else -o.loss for o in outcomes], dtype=np.float64)
 
     def examples(self, masks_Cn: Masks) -> Floats:
-        """The same per validation example, [C, E]."""
+        """The same per validation example, [C, E], times what the example counts for."""
         outcomes = self._game.outcomes(self._counter.keys(masks_Cn))
-        if self._metric == "accuracy":
-            return np.array([o.example_correct for o in outcomes], dtype=np.float64)
-        return -np.array([o.example_loss for o in outcomes], dtype=np.float64)
+        accuracy, weights_E = self._metric == "accuracy", self._game.weights
+        rows = [o.example_correct if accuracy else o.example_loss for o in outcomes]
+        examples_CE = np.array(rows, dtype=np.float64) if accuracy else -np.array(rows, dtype=np.float64)
+        return examples_CE if weights_E is None else examples_CE * weights_E

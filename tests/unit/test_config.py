@@ -95,6 +95,11 @@ WRONG_FILES: list[tuple[str | bytes, str]] = [
         "FILE data partition: one of 'iid', 'dirichlet', 'labels', 'quantity' expected",
     ),
     ("[clients]\ncount = 0", "FILE clients count: >= 1 expected, got 0"),
+    (
+        "[data]\nvalidation = 50\n[scoring]\nexamples = 51",
+        "FILE [scoring] examples: at most [data] validation = 50 expected, got 51",
+    ),
+    ("[scoring]\nexamples = -1", "FILE scoring examples: >= 0 expected, got -1"),
     ("[protocol]\nquorum = 11", "FILE [protocol] quorum: at most the 10 clients expected, got 11"),
     ("[protocol]\nround_deadline_s = 0", "FILE protocol round_deadline_s: > 0 expected, got 0"),
     ("evaluators = 3", "FILE evaluators: a list expected, got 3"),

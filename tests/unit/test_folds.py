@@ -295,6 +295,36 @@ def test_a_server_killed_after_every_round_gives_the_same_bits(
     assert left == [ROUNDS]
 
 
+def test_on_all_examples_nothing_changes(recorded: Recorded, together: list[dict[str, Any]]) -> None:
+    """A subset that is the whole set: the same bits, and an error of 0."""
+    scorer = recorded.scorer(scoring=replace(recorded.half.scoring, examples=40))
+    assert [without_seconds(row) for closed in recorded.closed for row in scorer.rows(closed)] == together
+    assert {row[key] for row in together for key in ("subset_std_error", "total_subset_std_error")} == {"0.0"}
+
+
+def test_on_a_subset_every_kind_scores_says_its_error_and_a_continued_run_gives_the_same_bits(
+    recorded: Recorded, together: list[dict[str, Any]]
+) -> None:
+    scoring = replace(recorded.half.scoring, examples=30)
+    undisturbed = recorded.scorer(scoring=scoring)
+    rows = [[without_seconds(row) for row in undisturbed.rows(closed)] for closed in recorded.closed]
+    for settled, closed in enumerate(recorded.closed):
+        scorer = recorded.scorer(scoring=scoring)
+        scorer.resume(settled)
+        assert [without_seconds(row) for row in scorer.rows(closed)] == rows[settled]
+        scorer.checkpoint(closed.round)
+    last = {row["evaluator"]: row for row in rows[-1] if row["client"] == "0"}
+    errors = {repr(kind): last[repr(kind)]["total_subset_std_error"] for kind in EVALUATORS}
+    untouched = {repr(kind) for kind in ("cgsv", "shapfed", "dig_fl", "chg_shapley")}
+    unknown = {repr(kind) for kind in ("least_core", "comfedsv", "fold_median")}
+    assert {name for name, error in errors.items() if error == "0.0"} == untouched
+    assert {name for name, error in errors.items() if error == "nan"} == unknown
+    whole = {row["evaluator"]: row for row in together if (row["round"], row["client"]) == ("4", "0")}
+    for name in untouched:
+        assert last[name]["value"] == whole[name]["value"]
+    assert last["'fedsv'"]["value"] != whole["'fedsv'"]["value"]
+
+
 def test_rounds_out_of_order_are_our_own_mistake(recorded: Recorded) -> None:
     scorer = recorded.scorer("cgsv")
     with pytest.raises(AssertionError, match="in order"):

@@ -128,6 +128,12 @@ def test_a_place_with_roles_in_it_is_refused_and_left_alone(tmp_path: Path, take
     assert [path.name for path in tmp_path.iterdir()] == [taken]
 
 
+def test_too_few_examples_to_judge_on_are_refused_before_anything_is_written(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"two of each label at least.*got 15$"):
+        prepare(experiment(scoring={"examples": 15}), tmp_path / "roles")
+    assert not (tmp_path / "roles").exists()
+
+
 def test_a_file_is_no_place(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="a place for role folders expected at"):
