@@ -230,7 +230,7 @@ def fit(
     if len(x_Pn) <= regressors.shape[1] or (leverage_P[sampled_P] > 1 - 1e-9).any():
         return slopes_nP, np.full(n, np.nan)
     residual_P = y_P - regressors @ (inverse_rP * root_P @ y_P)
-    influence_nP = slopes_nP[:, sampled_P] * (residual_P / (1 - leverage_P))[sampled_P]
+    influence_nP = slopes_nP[:, sampled_P] * (residual_P[sampled_P] / (1 - leverage_P[sampled_P]))
     return slopes_nP, np.sqrt(influence_nP**2 @ unseen_P[sampled_P])
 
 

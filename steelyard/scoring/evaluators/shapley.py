@@ -14,6 +14,7 @@ import numpy as np
 from steelyard.scoring.coalitions import Game
 from steelyard.scoring.evaluators.base import Scores
 from steelyard.scoring.evaluators.budget import BudgetParams, Plan, spend
+from steelyard.scoring.evaluators.controlled import Controlled
 from steelyard.scoring.evaluators.fedsv import shapley_coefficients
 from steelyard.scoring.evaluators.layers import Layers
 from steelyard.scoring.evaluators.regression import Allocation, PairedRegression
@@ -23,9 +24,11 @@ from steelyard.scoring.evaluators.walks import Walks
 
 @dataclass(frozen=True, kw_only=True)
 class ShapleyParams(BudgetParams):
-    """How coalitions are sampled; `allocation` is how `regression` spreads them over sizes."""
+    """How coalitions are sampled; `allocation` is how `regression` and `controlled` spread them over sizes."""
 
-    method: Literal["regression", "adjusted", "antithetic", "permutation", "stratified", "layers"] = "regression"
+    method: Literal["regression", "controlled", "adjusted", "antithetic", "permutation", "stratified", "layers"] = (
+        "regression"
+    )
     allocation: Allocation = "kernel"
 
 
@@ -46,6 +49,8 @@ class Shapley:
             n, method = game.players, self.params.method
             if method == "regression":
                 return PairedRegression(n, generator, self.params.allocation)
+            if method == "controlled":
+                return Controlled(n, generator, self.params.allocation)
             if method == "stratified":
                 return Stratified(n, generator)
             if method == "layers":
