@@ -79,7 +79,7 @@ def least_core(masks_Cn: Masks, worth_C: Floats, gain: float) -> Floats:
     Among the optima of the linear program the nearest to equal parts is that of least norm; it is a least-distance
     problem, which non-negative least squares solve (Lawson & Hanson 1974).
     """
-    from scipy.optimize import linprog, nnls  # slow to load, and few experiments need it
+    from scipy.optimize import linprog  # slow to load, and few experiments need it
 
     n = masks_Cn.shape[1]
     scale = max(float(np.abs(worth_C).max(initial=0.0)), abs(gain))
@@ -97,12 +97,23 @@ def least_core(masks_Cn: Masks, worth_C: Floats, gain: float) -> Floats:
         method="highs",
     )
     assert program.status == 0, program.message
-    bound_C = lack_C - program.fun - SLACK
-    weights, distance = nnls(np.vstack([sums_Cq.T, bound_C]), np.append(np.zeros(n - 1), 1.0))
-    rest = np.vstack([sums_Cq.T, bound_C]) @ weights - np.append(np.zeros(n - 1), 1.0)
-    assert distance > 0, "the linear program found a feasible payment"
-    payment: Floats = gain / n + scale * basis @ (rest[:-1] / -rest[-1])
+    payment_q = _nearest(sums_Cq, lack_C - program.fun - SLACK)
+    if payment_q is None:  # its optimum is a little below what any payment reaches, as far as its own tolerance goes
+        reached = float((lack_C - sums_Cq @ program.x[:-1]).max())
+        payment_q = _nearest(sums_Cq, lack_C - reached - SLACK)
+    assert payment_q is not None, "the linear program found a feasible payment"
+    payment: Floats = gain / n + scale * basis @ payment_q
     return payment
+
+
+def _nearest(sums_Cq: Floats, bound_C: Floats) -> Floats | None:
+    """The point of least norm whose sums reach the bounds; None where there is none."""
+    from scipy.optimize import nnls
+
+    system, target = np.vstack([sums_Cq.T, bound_C]), np.append(np.zeros(sums_Cq.shape[1]), 1.0)
+    weights, distance = nnls(system, target)
+    rest = system @ weights - target
+    return rest[:-1] / -rest[-1] if distance > 0 else None
 
 
 def _jackknife(masks_Cn: Masks, worth_C: Floats, gain: float) -> Floats:
