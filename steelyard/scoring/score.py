@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 
 from steelyard.scoring.evaluators import EVALUATORS, NamedEvaluator
 from steelyard.scoring.evaluators.base import Evaluator, Fold, Round, Scores, State
-from steelyard.scoring.evaluators.budget import BudgetParams
+from steelyard.scoring.evaluators.budget import BudgetParams, RacingParams
 from steelyard.seeding import numpy_generator
 
 
@@ -47,8 +47,8 @@ def score_round(
         seed: the experiment's.
         round_number: from 1.
         states: what each fold carried on from the round before, by name; a fold that is not there starts.
-        spent: by name, the calls that a budget in seconds came to when the round was scored before: they are the budget
-            now, instead of the seconds. Evaluators without such a budget take no notice.
+        spent: by name, the calls that a budget in seconds, or a race, came to when the round was scored before: they
+            are the budget now, instead. Evaluators without such a budget take no notice.
     """
     results = []
     for named in evaluators:
@@ -67,9 +67,11 @@ def score_round(
 
 
 def _recalled(named: NamedEvaluator, calls: int | None) -> Evaluator | Fold:
-    """The evaluator, its budget in seconds exchanged for the calls that it came to."""
+    """The evaluator, its budget in seconds or its race exchanged for the calls that it came to."""
     params = named.params
-    if calls is None or not isinstance(params, BudgetParams) or params.seconds == 0:
-        return named.evaluator
     _, evaluator_type = EVALUATORS[params.kind]
-    return evaluator_type(replace(params, seconds=0.0, calls=calls))
+    if calls is not None and isinstance(params, RacingParams) and params.top:
+        return evaluator_type(replace(params, seconds=0.0, top=0, calls=calls))
+    if calls is not None and isinstance(params, BudgetParams) and params.seconds:
+        return evaluator_type(replace(params, seconds=0.0, calls=calls))
+    return named.evaluator

@@ -172,7 +172,7 @@ def test_sampled_least_core_nears_the_full_one() -> None:
 
 
 def test_a_least_core_that_the_linear_program_puts_a_little_too_low_is_found_all_the_same() -> None:
-    """A draw of 40 coalitions whose optimum was below what any payment reaches, by less than the program's tolerance."""
+    """A draw of 40 coalitions whose optimum no payment reached, by less than the program's tolerance."""
     evaluator = make_evaluators([{"name": "e", "kind": "least_core", "utility": "loss", "calls": 40}])[0].evaluator
     generator = numpy_generator(0, "benchmark", "least_core", 82)
     scores = evaluator.evaluate(TableGame(csv_table("trained_round_accuracy")), generator)
@@ -367,11 +367,11 @@ def test_a_cross_fitted_surrogate_is_unbiased_over_every_sample_that_can_be_draw
 
 
 def test_a_cross_fitted_surrogate_is_unbiased_with_slopes_of_its_own() -> None:
-    """1,000 samples of 17 of six players' 25 pairs beyond the single ones: enough for slopes of the folds' own."""
+    """2,000 samples of 17 of six players' 25 pairs beyond the single ones: enough for slopes of the folds' own."""
     table = np.random.default_rng(12).normal(size=64)
-    values, errors = repeated(table, "shapley", 1000, method="controlled", calls=48)
+    values, errors = repeated(table, "shapley", 2000, method="controlled", calls=48)
     exact, spread = shapley_coefficients(6) @ table, values.std(axis=0)
-    assert (np.abs(values.mean(axis=0) - exact) < 4 * spread / 1000**0.5).all()
+    assert (np.abs(values.mean(axis=0) - exact) < 4 * spread / 2000**0.5).all()
     np.testing.assert_allclose(np.sqrt((errors**2).mean(axis=0)), spread, rtol=0.25)
 
 

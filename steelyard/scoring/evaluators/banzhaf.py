@@ -18,12 +18,12 @@ import numpy as np
 
 from steelyard.scoring.coalitions import Floats, Game, Masks, all_masks
 from steelyard.scoring.evaluators.base import Scores
-from steelyard.scoring.evaluators.budget import BudgetParams, Drawn, Estimate, Plan, spend
+from steelyard.scoring.evaluators.budget import Drawn, Estimate, Plan, RacingParams, spend
 from steelyard.scoring.evaluators.regression import PairedBanzhaf
 
 
 @dataclass(frozen=True, kw_only=True)
-class BanzhafParams(BudgetParams):
+class BanzhafParams(RacingParams):
     """How coalitions are sampled."""
 
     method: Literal["regression", "msr"] = "regression"
@@ -81,6 +81,7 @@ class Msr:
         times_C = np.bincount(self._rows, minlength=len(values_C))
         member_nC = self.masks().T
         coefficients, variance_n = np.zeros(member_nC.shape), np.zeros(len(member_nC))
+        parts_nC = np.zeros(member_nC.shape)
         for side_nC, sign in ((member_nC, 1), (~member_nC, -1)):
             weight_nC = side_nC * times_C
             draws_n = weight_nC.sum(axis=1)
@@ -88,5 +89,7 @@ class Msr:
             squares_n = (weight_nC * (values_C - mean_n[:, None]) ** 2).sum(axis=1)
             coefficients += sign * weight_nC / np.maximum(draws_n, 1)[:, None]
             variance_n += np.where(draws_n > 1, squares_n / np.maximum(draws_n * (draws_n - 1), 1), np.nan)
+            scale_n = np.where(draws_n > 1, sign / np.sqrt(np.maximum(draws_n * (draws_n - 1), 1)), np.nan)
+            parts_nC += np.sqrt(weight_nC) * (values_C - mean_n[:, None]) * scale_n[:, None]
         coefficients[np.abs(coefficients.sum(axis=1)) > 0.5] = 0.0
-        return Estimate(coefficients_nC=coefficients, std_error=np.sqrt(variance_n))
+        return Estimate(coefficients_nC=coefficients, std_error=np.sqrt(variance_n), parts_nm=parts_nC)

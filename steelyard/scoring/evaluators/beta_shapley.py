@@ -18,12 +18,12 @@ import numpy as np
 from steelyard.parsing import PositiveFloat
 from steelyard.scoring.coalitions import Floats, Game, all_masks
 from steelyard.scoring.evaluators.base import Scores
-from steelyard.scoring.evaluators.budget import BudgetParams, Plan, spend
+from steelyard.scoring.evaluators.budget import Plan, RacingParams, spend
 from steelyard.scoring.evaluators.walks import Walks
 
 
 @dataclass(frozen=True, kw_only=True)
-class BetaShapleyParams(BudgetParams):
+class BetaShapleyParams(RacingParams):
     """The two parameters of the beta distribution; 16 and 1 are the paper's choice for finding harmful data."""
 
     alpha: PositiveFloat = 16.0

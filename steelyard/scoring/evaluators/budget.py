@@ -16,7 +16,7 @@ from typing import Annotated, Protocol
 
 import numpy as np
 
-from steelyard.parsing import NonNegativeFloat, Range
+from steelyard.parsing import NonNegative, NonNegativeFloat, Range
 from steelyard.scoring.coalitions import Floats, Game, Masks, all_masks
 from steelyard.scoring.evaluators.base import (
     NO_SCORES,
@@ -24,6 +24,7 @@ from steelyard.scoring.evaluators.base import (
     Scores,
     linear_scores,
 )
+from steelyard.scoring.evaluators.racing import best_are_settled, differences, planned_looks
 
 STEP = 32  # coalitions between two looks at the clock or at the standard error
 
@@ -56,11 +57,26 @@ class BudgetParams(CallsParams):
 
 
 @dataclass(frozen=True, kw_only=True)
+class RacingParams(BudgetParams):
+    """Sampling ends, too, once the `top` best players of a round are settled (0: no matter) with this confidence.
+
+    See `steelyard.scoring.evaluators.racing`. `converged` says whether they were.
+    """
+
+    top: NonNegative = 0
+    confidence: Annotated[float, Range(0.5, 0.9999)] = 0.95
+
+
+@dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """Values as linear functions of the plan's utilities, [n, C], and their standard errors [n], nan where unknown."""
+    """Values as linear functions of the plan's utilities, [n, C], and their standard errors [n], nan where unknown.
+
+    `parts_nm` is what the squared errors are sums of squares of, over draws; None where it is not told.
+    """
 
     coefficients_nC: Floats
     std_error: Floats
+    parts_nm: Floats | None = None
 
 
 class Plan(Protocol):
@@ -109,7 +125,7 @@ def spend(
     exact: Callable[[int], Floats],
     clock: Callable[[], float] = time.monotonic,
 ) -> Scores:
-    """Sample until the budget is spent or the target reached.
+    """Sample until the budget is spent, the target reached, or the best settled.
 
     Args:
         game: what to sample.
@@ -125,22 +141,38 @@ def spend(
     everything = int(2**n)
     most = min(params.calls, everything)
     watched = params.seconds > 0 or params.target_std_error > 0
-    if n == 1 or (most == everything and not watched):
+    racing = isinstance(params, RacingParams) and params.top > 0
+    if n == 1 or (most == everything and not (watched or racing)):
         return exact_scores(game, exact)
     plan, values, deadline = make_plan(), np.zeros(0), clock() + params.seconds
+    looks = planned_looks(n, most) if racing else [most]
+    at = 0
     while True:
-        goal = min(most, len(plan) + max(STEP, len(plan) // 8)) if watched else most
+        goal = min(looks[at], len(plan) + max(STEP, len(plan) // 8)) if watched else looks[at]
         while len(plan) < goal:
             plan.draw()
         values = np.concatenate([values, game.values(plan.masks(len(values)))])
-        reached = params.target_std_error == 0 or meets(params, plan.estimate(values).std_error)
+        reached = params.target_std_error > 0 and meets(params, plan.estimate(values).std_error)
+        if racing and len(plan) >= looks[at]:
+            reached = reached or settled(params, plan.estimate(values), values, len(looks))
+            at = min(at + 1, len(looks) - 1)
         late = params.seconds > 0 and clock() >= deadline
-        if len(plan) >= most or late or (reached and params.target_std_error > 0):
+        if len(plan) >= most or late or reached:
             break
     if len(plan) == everything:
         return exact_scores(game, exact)
-    estimate = plan.estimate(values)
-    return linear_scores(game, plan.masks(), estimate.coefficients_nC, values, estimate.std_error, converged=reached)
+    estimate, converged = plan.estimate(values), reached or not (racing or params.target_std_error > 0)
+    return linear_scores(game, plan.masks(), estimate.coefficients_nC, values, estimate.std_error, converged=converged)
+
+
+def settled(params: BudgetParams, estimate: Estimate, values_C: Floats, looks: int) -> bool:
+    """Whether a look, one of so many, settles who the best are; a plan that does not tell its parts settles nothing."""
+    assert isinstance(params, RacingParams)
+    value_n, parts_nm = estimate.coefficients_nC @ values_C, estimate.parts_nm
+    if parts_nm is None:
+        return False
+    degrees, error = parts_nm.shape[1] - len(value_n), (1 - params.confidence) / looks
+    return best_are_settled(value_n, differences(parts_nm), degrees, top=params.top, error=error)
 
 
 def meets(params: BudgetParams, std_error_n: Floats) -> bool:

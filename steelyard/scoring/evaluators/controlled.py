@@ -52,7 +52,7 @@ class Controlled(PairedRegression):
         x_Pn = self.masks(2)[0::2].astype(np.float64) - 0.5
         y_P = (values_C[2::2] - values_C[3::2]) / 2
         weight_nP, whole_P = _weights(x_Pn, stratum_P + 1), (taken_K == pairs_K)[stratum_P]
-        slopes_nP, squared_n = np.where(whole_P, weight_nP, 0.0), np.zeros(n)
+        slopes_nP, parts_nP = np.where(whole_P, weight_nP, 0.0), np.zeros(weight_nP.shape)
         fold_P = _folds(stratum_P)
         unseen_P = ((1 - taken_K / pairs_K) * pairs_K**2 / taken_K / np.maximum(taken_K - 1, 1))[stratum_P]
         share_K = np.where(2 * np.arange(1, len(taken_K) + 1) == n, 1.0, 2.0) / (n - 1)
@@ -67,11 +67,12 @@ class Controlled(PairedRegression):
             stands_for_K = (pairs_K - (taken_K - judges_K)) / np.maximum(judges_K, 1)
             counts_P = part_K[stratum_P] * np.where(judges_P, stands_for_K[stratum_P], 1.0) * ~whole_P
             slopes_nP += (weight_nP * counts_P) @ missed_PP + (part_K * share_K).sum() * slope_nP
-            squared_n += (weight_nP * (missed_PP @ y_P))[:, judges_P] ** 2 @ unseen_P[judges_P]
+            parts_nP[:, judges_P] = (weight_nP * (missed_PP @ y_P) * np.sqrt(unseen_P))[:, judges_P]
         coefficients = np.empty((n, len(values_C)))
         coefficients[:, 2::2], coefficients[:, 3::2] = slopes_nP / 2, -slopes_nP / 2
         coefficients[:, 1], coefficients[:, 0] = 1 / n, -1 / n
-        return Estimate(coefficients_nC=coefficients, std_error=np.sqrt(squared_n))
+        error_n = np.sqrt((parts_nP**2).sum(axis=1))
+        return Estimate(coefficients_nC=coefficients, std_error=error_n, parts_nm=parts_nP[:, ~whole_P])
 
     def _surrogate(self, x_Pn: Floats, stratum_P: Ints, whole_P: Masks, fits_P: Masks) -> tuple[Floats, Floats]:
         """What the surrogate says of each pair, [P, P], and its slopes, [n, P], both as weights on y.

@@ -79,8 +79,11 @@ class Layers:
             residual_mC[half::2] -= _level(size_m[half::2], others, sizes_C, n)
         coefficients += weight_nm @ residual_mC / len(rows)
         parts_nm = weight_nm * (residual_mC @ values_C)
-        error_n = parts_nm.std(axis=1, ddof=1) / np.sqrt(len(rows)) if len(rows) > 1 else np.full(n, np.nan)
-        return Estimate(coefficients_nC=coefficients, std_error=error_n)
+        if len(rows) < 2:
+            return Estimate(coefficients_nC=coefficients, std_error=np.full(n, np.nan))
+        error_n = parts_nm.std(axis=1, ddof=1) / np.sqrt(len(rows))
+        parts_nm = (parts_nm - parts_nm.mean(axis=1, keepdims=True)) / np.sqrt(len(rows) * (len(rows) - 1))
+        return Estimate(coefficients_nC=coefficients, std_error=error_n, parts_nm=parts_nm)
 
 
 def _level(sizes_h: Ints, others: Ints, sizes_C: Ints, n: int) -> Floats:

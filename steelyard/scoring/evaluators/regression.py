@@ -120,16 +120,18 @@ class PairedRegression:
         weight_P, unseen_P = self._weights()
         partial_P = unseen_P > 0
         slopes_nP, error_n = np.zeros((n, len(y_P))), np.zeros(n) if partial_P.any() else np.full(n, np.nan)
+        parts_nm: Floats | None = None
         for group_P, share in self._groups(partial_P):
             levels = self._levels(np.array(self._stratum)[group_P])
-            slopes, error = fit(x_Pn[group_P], y_P[group_P], weight_P[group_P], unseen_P[group_P], levels)
+            slopes, error, parts = fit(x_Pn[group_P], y_P[group_P], weight_P[group_P], unseen_P[group_P], levels)
             slopes_nP[:, group_P] = share * slopes
             error_n += share * error
+            parts_nm = parts_nm if parts is None else share * parts
         coefficients = np.empty((n, len(values_C)))
         coefficients[:, 2::2], coefficients[:, 3::2] = slopes_nP / 2, -slopes_nP / 2
         coefficients[:, 1] = fair - slopes_nP @ (x_Pn @ fair)
         coefficients[:, 0] = -coefficients[:, 1]
-        return Estimate(coefficients_nC=coefficients, std_error=error_n)
+        return Estimate(coefficients_nC=coefficients, std_error=error_n, parts_nm=parts_nm)
 
     def _groups(self, partial_P: Masks) -> list[tuple[Masks, float]]:
         """Which pairs are fitted together, and what their slopes count for: whole strata, and the others."""
@@ -200,21 +202,22 @@ class PairedBanzhaf:
         x_Pn = self.masks()[0::2].astype(np.float64) - 0.5
         pairs = len(x_Pn)
         unseen_P = np.full(pairs, 1 - pairs / 2 ** (n - 1))
-        slopes_nP, error_n = fit(x_Pn, (values_C[0::2] - values_C[1::2]) / 2, np.ones(pairs), unseen_P)
+        slopes_nP, error_n, parts_nm = fit(x_Pn, (values_C[0::2] - values_C[1::2]) / 2, np.ones(pairs), unseen_P)
         coefficients = np.empty((n, len(values_C)))
         coefficients[:, 0::2], coefficients[:, 1::2] = slopes_nP / 2, -slopes_nP / 2
-        return Estimate(coefficients_nC=coefficients, std_error=error_n)
+        return Estimate(coefficients_nC=coefficients, std_error=error_n, parts_nm=parts_nm)
 
 
 def fit(
     x_Pn: Floats, y_P: Floats, weight_P: Floats, unseen_P: Floats, levels_PL: Floats | None = None
-) -> tuple[Floats, Floats]:
-    """Weighted least squares as weights on y, [n, P], and the standard error of the slopes, [n].
+) -> tuple[Floats, Floats, Floats | None]:
+    """Weighted least squares as weights on y, [n, P], the slopes' standard errors, [n], and what pairs add to them.
 
     With `levels_PL`, further regressors, the slopes add up to 0. Where pairs are too few to tell the players apart,
     those of least norm are taken. The error is the sandwich of the sampling design: each pair's influence, its residual
     divided by 1 - leverage (MacKinnon & White 1985, "HC3") as it took part in its own fit, squared and multiplied by
-    the unseen fraction of its stratum. It is nan where there are no more pairs than regressors.
+    the unseen fraction of its stratum. It is nan where there are no more pairs than regressors. The errors' squares are
+    sums of squares over sampled pairs, [n, m], which are None where they are 0 or unknown.
     """
     n = x_Pn.shape[1]
     root_P = np.sqrt(weight_P)
@@ -225,13 +228,14 @@ def fit(
     slopes_nP = basis_nq @ inverse_rP[: basis_nq.shape[1]] * root_P
     sampled_P = unseen_P > 0
     if not sampled_P.any():
-        return slopes_nP, np.zeros(n)
+        return slopes_nP, np.zeros(n), None
     leverage_P = np.einsum("pr,rp->p", design_Pr, inverse_rP)
     if len(x_Pn) <= regressors.shape[1] or (leverage_P[sampled_P] > 1 - 1e-9).any():
-        return slopes_nP, np.full(n, np.nan)
+        return slopes_nP, np.full(n, np.nan), None
     residual_P = y_P - regressors @ (inverse_rP * root_P @ y_P)
     influence_nP = slopes_nP[:, sampled_P] * (residual_P[sampled_P] / (1 - leverage_P[sampled_P]))
-    return slopes_nP, np.sqrt(influence_nP**2 @ unseen_P[sampled_P])
+    error_n = np.sqrt(influence_nP**2 @ unseen_P[sampled_P])
+    return slopes_nP, error_n, influence_nP * np.sqrt(unseen_P[sampled_P])
 
 
 def sum_zero_basis(players: int) -> Floats:

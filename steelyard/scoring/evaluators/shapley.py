@@ -13,7 +13,7 @@ import numpy as np
 
 from steelyard.scoring.coalitions import Game
 from steelyard.scoring.evaluators.base import Scores
-from steelyard.scoring.evaluators.budget import BudgetParams, Plan, spend
+from steelyard.scoring.evaluators.budget import Plan, RacingParams, spend
 from steelyard.scoring.evaluators.controlled import Controlled
 from steelyard.scoring.evaluators.fedsv import shapley_coefficients
 from steelyard.scoring.evaluators.layers import Layers
@@ -23,7 +23,7 @@ from steelyard.scoring.evaluators.walks import Walks
 
 
 @dataclass(frozen=True, kw_only=True)
-class ShapleyParams(BudgetParams):
+class ShapleyParams(RacingParams):
     """How coalitions are sampled; `allocation` is how `regression` and `controlled` spread them over sizes."""
 
     method: Literal["regression", "controlled", "adjusted", "antithetic", "permutation", "stratified", "layers"] = (

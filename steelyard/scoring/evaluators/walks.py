@@ -90,7 +90,10 @@ class Walks:
             steps = steps - place @ values_C
         np.put_along_axis(marginals, orders, steps, axis=1)
         draws = (marginals[0::2] + marginals[1::2]) / 2 if self._antithetic else marginals
-        error_n = draws.std(axis=0, ddof=1) / np.sqrt(len(draws)) if len(draws) > 1 else np.full(n, np.nan)
-        if self._adjusted and count > 1:
-            error_n = error_n * np.sqrt(count / (count - 1))  # the means come from the same orders
-        return Estimate(coefficients_nC=coefficients, std_error=error_n)
+        if len(draws) < 2:
+            return Estimate(coefficients_nC=coefficients, std_error=np.full(n, np.nan))
+        error_n = draws.std(axis=0, ddof=1) / np.sqrt(len(draws))
+        parts_nm = (draws - draws.mean(axis=0)).T / np.sqrt(len(draws) * (len(draws) - 1))
+        if self._adjusted:  # the means come from the same orders
+            error_n, parts_nm = (each * np.sqrt(count / (count - 1)) for each in (error_n, parts_nm))
+        return Estimate(coefficients_nC=coefficients, std_error=error_n, parts_nm=parts_nm)
