@@ -60,6 +60,7 @@ SHAPES = {
 }
 BASELINE = "fedsv permutation"
 PARTS = ("speed", "paths", "estimators", "growth")
+FEWEST, MOST = 6, 12  # clients of a recorded round: below, no budget is smaller than the game; above, it is too large
 GROWTH_DRAWS = 4  # at most: every repetition is a whole search of budgets
 
 
@@ -75,7 +76,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--games", type=Path, default=Path("tests/data/games"), help="complete games as CSV files")
     parser.add_argument("--run", type=Path, help="a run directory, whose last round becomes two games more")
     parser.add_argument("--draws", type=int, default=50, help="repetitions of every estimator (default: 50)")
-    parser.add_argument("--out", type=Path, help="folder for the figures, and transport.json")
+    parser.add_argument("--out", type=Path, help="folder for figures, tables, and transport.json")
     bench_transport.add_arguments(parser)
 
 
@@ -168,15 +169,21 @@ def _estimators(options: dict[str, str], console: Console, out: Path | None) -> 
     from steelyard.benchmarks.estimators import errors, read_games
 
     budgets = (40, 100, 200, 400)
-    games = read_games(Path(options["games"])) | (_recorded(Path(options["run"])) if options["run"] else {})
+    games = read_games(Path(options["games"])) | (recorded_games(Path(options["run"])) if options["run"] else {})
     found = list(errors(games, budgets, int(options["draws"])))
     title = f"RMSE x 1000 (calls, held by 95 % intervals) by coalitions, {options['draws']} draws"
-    table = Table("evaluator", "game", *map(str, budgets), title=title)
+    header, rows = ("evaluator", "game", *(f"{budget} calls" for budget in budgets)), []
     for name, game in dict.fromkeys((estimate.evaluator, estimate.game) for estimate in found):
-        mine = [estimate for estimate in found if (estimate.evaluator, estimate.game) == (name, game)]
-        table.add_row(name, game, *(_error_cell(estimate) for estimate in mine))
+        mine = {e.budget: _error_cell(e) for e in found if (e.evaluator, e.game) == (name, game)}
+        rows.append((name, game, *(mine.get(budget, "exact") for budget in budgets)))
+    table = Table(*header, title=title)
+    for row in rows:
+        table.add_row(*row)
     console.print(table)
     if out is not None:
+        lines = ["| " + " | ".join(cells) + " |" for cells in (header, ("---",) * len(header), *rows)]
+        write_text(out / "estimators.md", "\n".join([title, "", *lines, ""]))
+        console.print(f"table {out / 'estimators.md'}")
         _draw_estimators(found, budgets, out / "estimators.svg", console)
 
 
@@ -184,27 +191,31 @@ def _error_cell(estimate: Estimate) -> str:
     return f"{1e3 * estimate.rmse:.1f} ({estimate.calls:.0f}, {100 * estimate.covered:.0f} %)"
 
 
-def _recorded(run: Path) -> dict[str, Floats]:
-    """The accuracy and loss games of a run's last round."""
-    import torch
+def recorded_games(run: Path) -> dict[str, Floats]:
+    """The accuracy and loss games of a run's last round with updates, as its evaluators saw them.
 
-    from steelyard.models import FlatModel
+    Raises:
+        UserError: there is none, or it has too few or too many clients.
+    """
     from steelyard.scoring.replay import RoundScorer
-    from steelyard.scoring.utility import Utility
 
     server, recordings = server_folder(run / ROLES), Recordings(run)
     half: ServerHalf = load_half(ServerHalf, server / "half.json")
-    data = read_arrays(server / "data.safetensors")
-    with closing(RoundScorer(half, data, recordings, [])) as scorer:
-        recorded = scorer.read(recordings.closed_rounds()[-1])
-    images, labels = (torch.from_numpy(data[f"validation_{part}"].copy()) for part in ("images", "labels"))
-    model, scoring = FlatModel(half.model.name, half.shape), half.scoring
-    with closing(Utility(model, images, labels, inner_batch=scoring.inner_batch, path=scoring.path)) as utility:
-        game = utility.round(recorded.global_D, recorded.updates, recorded.samples)
-        masks = all_masks(len(recorded.clients))
+    rounds = recordings.closed_rounds()
+    while rounds and rounds[-1].void:
+        rounds.pop()
+    clients = len(rounds[-1].received) if rounds else 0
+    if not FEWEST <= clients <= MOST:
+        raise UserError(f"--run: a round with {FEWEST} to {MOST} clients expected in {run}, its last one has {clients}")
+    with closing(RoundScorer(half, read_arrays(server / "data.safetensors"), recordings, [])) as scorer:
+        for closed in rounds[:-1]:
+            scorer.rows(closed)  # a defence carries things on
+        scorer.join(rounds[-1])
+        played = scorer.played(rounds[-1], scorer.read(rounds[-1]))
+        masks = all_masks(clients)
         return {
-            "recorded_accuracy": game.view("accuracy").values(masks),
-            "recorded_loss": game.view("loss").values(masks),
+            "recorded_accuracy": played.view("accuracy").values(masks),
+            "recorded_loss": played.view("loss").values(masks),
         }
 
 
@@ -252,9 +263,14 @@ def _draw_speed(what: str, found: Sequence[Timing], path: Path, console: Console
 
 
 def _draw_estimators(found: Sequence[Estimate], budgets: Sequence[int], path: Path, console: Console) -> None:
-    """The geometric mean over games of each estimator's RMSE against the baseline's, for the best ones."""
+    """The geometric mean over games of each estimator's RMSE against the baseline's, for the best ones.
+
+    Games that a budget would play out in full are left out.
+    """
     known = {(e.evaluator, e.game, e.budget): e.rmse for e in found}
-    games = sorted({e.game for e in found})
+    games = sorted({e.game for e in found if e.budget == budgets[-1]})
+    if not games:
+        return
 
     def relative(name: str, budget: int) -> float:
         logs = [math.log(known[name, game, budget] / known[BASELINE, game, budget]) for game in games]
@@ -265,7 +281,7 @@ def _draw_estimators(found: Sequence[Estimate], budgets: Sequence[int], path: Pa
         Line(label=name, values=[relative(name, budget) for budget in budgets], colour=colour)
         for name, colour in zip(names, COLOURS, strict=False)
     ]
-    title = "Error of sampled values: root mean square, geometric mean over four games"
+    title = f"Error of sampled values: root mean square, geometric mean over {len(games)} games"
     write_text(path, curve_figure(title, f"x {BASELINE}", lines, [str(b) for b in budgets], "coalitions") + "\n")
     console.print(f"figure {path}")
 

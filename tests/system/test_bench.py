@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 import xml.etree.ElementTree as ET
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from deploy.prepare import prepare
+from scripts.bench import recorded_games
+from steelyard import bundle
 from steelyard.benchmarks.estimators import errors, read_games, sampling_evaluators, shapley
 from steelyard.benchmarks.evaluation import PUBLISHED, Case, path_errors, published, random_round, timings, utility_of
 from steelyard.benchmarks.growth import GAMES, METHODS, growth
-from steelyard.config import Shape
+from steelyard.bundle import read_arrays
+from steelyard.config import Experiment, ServerHalf, Shape, load_half
 from steelyard.errors import UserError
+from steelyard.models import FlatModel
+from steelyard.parsing import parse
+from steelyard.recording import ClosedRound, Recordings
 from steelyard.scoring.coalitions import all_masks
 from steelyard.scoring.games import glove_game
 from steelyard.scoring.paths import PATHS
+from steelyard.scoring.replay import RoundScorer
 
 TINY = Case(model="cnn8", shape=Shape(channels=1, height=8, width=8, classes=10), examples=30, coalitions=2, clients=3)
 
@@ -27,9 +37,64 @@ def test_the_command_prints_and_draws(shell: Any) -> None:
     assert (code, err) == (0, "")
     assert all(word in said for word in ("cores, 1 thread a process; torch 2.", "published loop", "im2col_bf16, 300"))
     assert "fedsv permutation" in said
-    assert sorted(path.name for path in out.iterdir()) == ["estimators.svg", "speed-cnn8.svg"]
-    for path in out.iterdir():
+    assert sorted(path.name for path in out.iterdir()) == ["estimators.md", "estimators.svg", "speed-cnn8.svg"]
+    for path in out.glob("*.svg"):
         assert ET.parse(path).getroot().tag.endswith("svg")  # noqa: S314 - our own figures
+
+
+@pytest.mark.slow
+def test_a_recorded_run_adds_two_games_to_the_table(shell: Any, tmp_path: Path) -> None:
+    """Six clients, 64 coalitions: 40 calls sample them, more play them out."""
+    run = shell.run("--launcher", "inline", "--set", "clients.count=6", "--set", "rounds=1", "--set", "attack={}")
+    (tmp_path / "smooth.csv").symlink_to(Path(__file__).parents[1] / "data" / "games" / "smooth.csv")
+    out, options = shell.folder / "tables", ("--parts", "estimators", "--draws", "1", "--games", str(tmp_path))
+    code, _, err = shell.steelyard("bench", "evaluation", *options, "--run", str(run), "--out", str(out))
+    assert (code, err) == (0, "")
+    lines = [line.split(" | ") for line in (out / "estimators.md").read_text().splitlines()]
+    mine = [line for line in lines if line[:2] == ["| shapley regression", "recorded_loss"]]
+    assert [cell for line in mine for cell in line[3:]] == ["exact", "exact", "exact |"]
+    assert float(mine[0][2].split()[0]) > 0
+
+
+def recorded(run: Path, clients: int) -> Path:
+    """A run directory of one round that counts and one that does not, of random updates."""
+    table = {
+        "name": "small",
+        "rounds": 2,
+        "clients": {"count": clients},
+        "data": {"partition": "iid", "samples_per_client": 20, "validation": 30, "test": 20},
+    }
+    prepare(parse(Experiment, table, "test"), run / "roles")
+    half = load_half(ServerHalf, run / "roles" / "server" / "half.json")
+    model, generator, recordings = FlatModel("", half.shape), torch.Generator().manual_seed(2), Recordings(run)
+    received = tuple(range(clients))
+    for number in (1, 2):
+        closed = ClosedRound(round=number, received=received, missing=(), void=number == 2, reason="test")
+        recordings.close(closed)
+        state = model.initial_state(generator)
+        bundle.write(recordings.global_file(number), model.layout.specs, bundle.raw(state.numpy()))
+    for client in received:
+        update = 0.1 * torch.randn(model.layout.size, generator=generator)
+        bundle.write(recordings.update_file(1, client), model.layout.specs, bundle.raw(update.numpy()))
+    return run
+
+
+def test_a_recorded_round_is_two_games(tmp_path: Path) -> None:
+    """The last round that counts, all its coalitions: leave-one-out from them is the scorer's own."""
+    run = recorded(tmp_path, 6)
+    games = recorded_games(run)
+    assert {name: len(values) for name, values in games.items()} == {"recorded_accuracy": 64, "recorded_loss": 64}
+    half = load_half(ServerHalf, run / "roles" / "server" / "half.json")
+    data, table = read_arrays(run / "roles" / "server" / "data.safetensors"), {"kind": "loo", "utility": "loss"}
+    with closing(RoundScorer(half, data, Recordings(run), [{"name": "loo", **table}])) as scorer:
+        rows = scorer.rows(Recordings(run).closed_rounds()[0])
+    loss = games["recorded_loss"]
+    assert [row["value"] for row in rows] == [loss[63] - loss[63 - 2**k] for k in range(6)]
+
+
+def test_a_recorded_round_of_few_clients_is_the_users_mistake(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"a round with 6 to 12 clients expected in .*, its last one has 3"):
+        recorded_games(recorded(tmp_path, 3))
 
 
 def test_a_part_that_is_none_is_the_users_mistake(shell: Any) -> None:
