@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Callable
 from typing import Any
 
@@ -125,8 +126,9 @@ def test_a_dead_client_counts_as_gone_after_its_lease_and_its_value_is_zero(make
     for client in (a, b):
         assert client.submit(1, update).refusal == ""
     federation.await_event("scored", round=1)
-    rows = [line.split(",") for line in (federation.run / "scores.csv").read_text().splitlines()[1:]]
-    assert [(row[3], row[7]) for row in rows if row[1] == "2"] == [("0.0", "0"), ("0.0", "0")]
+    with (federation.run / "scores.csv").open(newline="", encoding="utf-8") as file:
+        rows = [row for row in csv.DictReader(file) if row["client"] == "2"]
+    assert [(row["value"], row["evaluated"]) for row in rows] == [("0.0", "0"), ("0.0", "0")]
     federation.await_event("expired", client=2)
 
 
