@@ -12,6 +12,7 @@ import importlib
 import json
 import os
 import runpy
+import select
 import signal
 import subprocess
 import sys
@@ -22,11 +23,12 @@ from pathlib import Path
 from typing import Any
 
 from deploy.environment import process_environment
-from steelyard.errors import RunFailedError
+from steelyard.errors import RunFailedError, WaitTimeoutError
 from steelyard.process import LAUNCHER, exit_with_launcher, run_main, settle_down
 
 PR_SET_NAME, PR_SET_CHILD_SUBREAPER = 15, 36  # from Linux's <sys/prctl.h>
 ADOPTION_S = 10.0  # the kernel takes microseconds
+LOAD_TIMEOUT_S = 600.0
 POLL_S = 0.01
 
 
@@ -84,6 +86,37 @@ class Nursery:
 
     def __init__(self) -> None:
         ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1)
+        self._served = False
+        self._start()
+
+    def fork(self, folder: Path, arguments: list[str], log: Path) -> Fork:
+        """Start the client of a role folder; what it says is appended to the log.
+
+        Raises:
+            RunFailedError: it could not be started; a process that was ended after it had served is replaced once.
+        """
+        order = {"name": folder.name, "arguments": [str(folder.resolve()), *arguments], "log": str(log.resolve())}
+        pid = self._ask(order)
+        if not pid and self._served:
+            self.close()
+            self._start()
+            pid = self._ask(order)
+        if not pid:
+            raise RunFailedError(f"{folder.name} could not be started: {self._last_words()}")
+        self._served = True
+        return Fork(int(pid))
+
+    def close(self) -> None:
+        """End the process; its forks live on, but one whose id nobody has heard."""
+        self._process.kill()
+        late, _ = self._process.communicate()
+        for pid in late.split():
+            fork = Fork(int(pid))
+            fork.kill()
+            fork.wait()
+        self._words.close()
+
+    def _start(self) -> None:
         self._words = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the process
         self._process = subprocess.Popen(
             [sys.executable, "-m", "deploy.forks"],
@@ -95,32 +128,21 @@ class Nursery:
             start_new_session=True,  # Ctrl-C reaches the launcher alone
         )
 
-    def fork(self, folder: Path, arguments: list[str], log: Path) -> Fork:
-        """Start the client of a role folder; what it says is appended to the log.
-
-        Raises:
-            RunFailedError: the clients' code could not be loaded.
-        """
+    def _ask(self, order: dict[str, Any]) -> str:
+        """A fork's id; empty where there is none."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        order = {"name": folder.name, "arguments": [str(folder.resolve()), *arguments], "log": str(log.resolve())}
         try:
             self._process.stdin.write(json.dumps(order) + "\n")
             self._process.stdin.flush()
-            line = self._process.stdout.readline()
         except BrokenPipeError:
-            line = ""
-        if not line:
-            raise RunFailedError(f"the clients' code could not be loaded: {self._last_words()}")
-        return Fork(int(line))
-
-    def close(self) -> None:
-        """End the process; its forks live on."""
-        self._process.kill()
-        self._process.communicate()
-        self._words.close()
+            return ""
+        if not select.select([self._process.stdout], [], [], LOAD_TIMEOUT_S)[0]:
+            raise WaitTimeoutError(f"the clients' code was not loaded within {LOAD_TIMEOUT_S:g} s")
+        return self._process.stdout.readline().strip()
 
     def _last_words(self) -> str:
+        self._process.kill()
         self._process.wait()
         self._words.seek(0)
         lines = self._words.read().decode("utf-8", errors="replace").strip().splitlines()

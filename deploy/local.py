@@ -94,8 +94,11 @@ def run_local(
         linked = [client for client in here.clients if link_folder(roles, client).exists()]
         count_links(here, linked, Record(run))
     finally:
-        end_all(here.processes)
-        here.close()
+        with ignoring_interrupts():
+            try:
+                here.close()
+            finally:
+                end_all(here.processes)
 
 
 def run_server(
@@ -158,6 +161,7 @@ class Roles:
             self.clients[client] = _start("client", folder, arguments, None)
         else:
             log = folder / "log.txt"
+            log.touch()  # so that there is one to read, however early the client ends
             self.clients[client] = Process(folder.name, self._nursery.fork(folder, arguments, log), log)
         self.processes.append(self.clients[client])
 

@@ -73,6 +73,11 @@ def totals(run: Path, tables: Sequence[Mapping[str, Any]], parts: Sequence[NDArr
 
     half: ServerHalf = load_half(ServerHalf, server_folder(run / ROLES) / "half.json")
     data = read_arrays(server_folder(run / ROLES) / "data.safetensors")
+    if half.scoring.examples not in {0, len(data["validation_labels"])}:
+        raise UserError(
+            f"{run}: coalitions judged on all validation examples expected, [scoring] examples is "
+            f"{half.scoring.examples}; halves of a part of them would be weighted wrongly"
+        )
     recordings = Recordings(run)
     sums: list[Totals] = [{} for _ in parts]
     states: list[dict[str, State]] = [{} for _ in parts]

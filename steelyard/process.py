@@ -7,6 +7,7 @@ import ctypes
 import os
 import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable
 
@@ -45,6 +46,8 @@ def run_main(main: Callable[[], int]) -> int:
     Returns:
         The command's own code; 2 after a `UserError`, 1 after any other error of this project, 130 after Ctrl-C.
     """
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # inherited as ignored, it would hide how children end
     try:
         return main()
     except UserError as error:

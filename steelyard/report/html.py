@@ -169,14 +169,17 @@ def _subtitle(summary: Summary) -> str:
     data = summary["data"]
     return (
         f"{len(data['samples'])} clients, {summary['rounds']} rounds, seed {summary['seed']}; "
-        f"{data['dataset']} ({data['partition']} partition), {data['validation']} validation examples"
+        f"{data['dataset']} ({data['partition']} partition), {_judges(summary)}"
     )
 
 
 def _errors_caption(summary: Summary) -> str:
+    return f"Whiskers: one standard error, from sampling coalitions and over the {_judges(summary)} together."
+
+
+def _judges(summary: Summary) -> str:
     judged_on, there = summary["data"]["judged_on"], summary["data"]["validation"]
-    which = f"{there} validation examples" if judged_on == there else f"{judged_on} of {there} validation examples used"
-    return f"Whiskers: one standard error, from sampling coalitions and over the {which} together."
+    return f"{there} validation examples" if judged_on == there else f"{judged_on} of {there} validation examples used"
 
 
 def _clients_table(summary: Summary, name: str) -> str:

@@ -191,7 +191,12 @@ def _evaluator(
 def _validation_error_of_change(name: str, attacked: Records, honest: Records) -> Floats:
     """Of attacked less honest totals, [N]: both were judged on the same examples, so differences on each count."""
     after, before = attacked.examples.get(name), honest.examples.get(name)
-    if after is None or before is None or after["examples"].shape != before["examples"].shape:
+    if (
+        after is None
+        or before is None
+        or after["examples"].shape != before["examples"].shape
+        or np.isnan(after["bound"] + before["bound"]).any()
+    ):
         scores = (attacked.scores[name], honest.scores[name])
         return sum((each.total_validation_std_error[-1] for each in scores), start=np.zeros(1))
     error_N: Floats = example_std_error(after["examples"] - before["examples"]) + after["bound"] + before["bound"]

@@ -177,7 +177,7 @@ def _rows(cell: Cell, summary: Table, honest: Table, control: Table | None, out:
             **lightened.get(client, {"lightened_client": None, "lightened_benign": None}),
             accuracy_without=_without(control, "accuracy"),
             loss_without=_without(control, "loss"),
-            validation=summary["data"]["validation"],
+            validation=summary["data"].get("judged_on", summary["data"]["validation"]),
             test=summary["data"]["test"],
             seconds=cost.get("wall_seconds"),
             calls=cost["calls"][name] if cost else None,

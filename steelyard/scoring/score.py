@@ -71,7 +71,7 @@ def _recalled(named: NamedEvaluator, calls: int | None) -> Evaluator | Fold:
     params = named.params
     _, evaluator_type = EVALUATORS[params.kind]
     if calls is not None and isinstance(params, RacingParams) and params.top:
-        return evaluator_type(replace(params, seconds=0.0, top=0, calls=calls))
+        return evaluator_type(replace(params, seconds=0.0, top=0, target_std_error=0.0, calls=calls))
     if calls is not None and isinstance(params, BudgetParams) and params.seconds:
         return evaluator_type(replace(params, seconds=0.0, calls=calls))
     return named.evaluator

@@ -215,7 +215,11 @@ class CollectiveServerPlane(federation_pb2_grpc.PairsServicer):
             box = Mailbox(f"client {client}, epoch {epoch}")
             pair = PairEnd(f"client {client}", epoch, box, self._transport.timeout_s)
             self._ends[client] = end = _Held(pair=pair, box=box)
-        threading.Thread(target=self._build, args=(end,), name=f"pair of {pair.name}", daemon=True).start()
+        try:
+            threading.Thread(target=self._build, args=(end,), name=f"pair of {pair.name}", daemon=True).start()
+        except RuntimeError:  # no thread to be had just now: the next call is a new chance
+            self._built(end)
+            raise
         return epoch
 
     def _build(self, end: _Held) -> None:
@@ -227,9 +231,12 @@ class CollectiveServerPlane(federation_pb2_grpc.PairsServicer):
         except SteelyardError:  # the pair keeps it for whoever comes to use it
             return
         finally:
-            with self._changed:
-                end.builds = False
-                self._changed.notify_all()
+            self._built(end)
+
+    def _built(self, end: _Held) -> None:
+        with self._changed:
+            end.builds = False
+            self._changed.notify_all()
 
     def _end(self, client: int, epoch: int) -> _Held:
         with self._changed:

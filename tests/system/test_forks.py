@@ -64,13 +64,21 @@ def test_a_forks_mistake_is_one_line_in_its_log_and_exit_code_2(nursery: Nursery
     assert "half.json" in line
 
 
+def test_a_nursery_that_was_killed_is_replaced(nursery: Nursery, tmp_path: Path) -> None:
+    assert nursery.fork(tmp_path, NOBODY, tmp_path / "log.txt").wait(PATIENCE_S) == 2
+    nursery._process.kill()
+    nursery._process.wait()
+    assert nursery.fork(tmp_path, NOBODY, tmp_path / "log.txt").wait(PATIENCE_S) == 2
+    assert len(words(tmp_path / "log.txt")) == 2
+
+
 def test_code_that_can_not_be_loaded_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "client").mkdir()
     (tmp_path / "client" / "__init__.py").write_text("raise ImportError('this client is broken')", encoding="utf-8")
     monkeypatch.chdir(tmp_path)  # where Python looks first
     nursery = Nursery()
     try:
-        with pytest.raises(RunFailedError, match=r"could not be loaded: .*this client is broken"):
+        with pytest.raises(RunFailedError, match=r"could not be started: .*this client is broken"):
             nursery.fork(tmp_path, NOBODY, tmp_path / "log.txt")
     finally:
         nursery.close()

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.optimize import linprog
 
 from steelyard.errors import UserError
 from steelyard.scoring.coalitions import Floats, Masks, all_masks
@@ -139,6 +140,30 @@ def test_least_core_takes_the_payment_of_least_norm() -> None:
     np.testing.assert_allclose(run(game, "least_core").value, [0.2] * 5, atol=1e-7)
     additive, worth = additive_game([3.0, 1.0, 0.5, 2.0], empty=-7.0)
     np.testing.assert_allclose(run(additive, "least_core").value, worth, atol=1e-6)
+
+
+HUNDREDTHS = (  # utilities of seven players at whose least core non-negative least squares fail at one slack
+    "1 41 41 63 40 65 65 79 40 64 64 80 65 79 78 87 40 64 64 79 63 78 78 88 65 79 80 88 78 88 87 93 41 64 65 78 63 78 "
+    "79 88 64 78 78 88 79 88 88 92 65 79 78 87 79 88 87 93 79 87 88 92 88 92 94 96 41 64 65 80 64 78 78 88 64 78 78 "
+    "88 78 87 87 92 65 78 79 87 79 87 88 93 78 88 87 93 87 93 92 95 63 80 79 88 79 88 88 93 78 87 87 93 88 93 93 96 "
+    "80 87 88 92 88 93 94 97 88 94 93 96 93 95 95 99"
+)
+
+
+def test_least_core_where_least_squares_fail() -> None:
+    table = np.array(HUNDREDTHS.split(), dtype=np.float64) / 100
+    masks, worth = all_masks(7)[:-1], table - table[0]
+    payment = least_core(masks, worth[:-1], worth[-1])
+    assert payment.sum() == pytest.approx(worth[-1], abs=1e-9)
+    program = linprog(
+        np.append(np.zeros(7), 1.0),
+        A_ub=np.hstack([-masks.astype(float), -np.ones((127, 1))]),
+        b_ub=-worth[:-1],
+        A_eq=[[1.0] * 7 + [0.0]],
+        b_eq=[worth[-1]],
+        bounds=(None, None),
+    )
+    assert (worth[:-1] - masks @ payment).max() == pytest.approx(program.fun, abs=1e-6)
 
 
 @settings(max_examples=20, deadline=None)

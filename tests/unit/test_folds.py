@@ -105,6 +105,19 @@ def test_fedce_by_hand() -> None:
     np.testing.assert_allclose(rows.sum(axis=0), [0.25, 0.125])
 
 
+def test_fedce_goes_on_from_an_older_versions_state() -> None:
+    """It kept nothing by example; values are what they were, and examples count from there."""
+    (named,) = make_evaluators([{"name": "e", "kind": "fedce", "utility": "accuracy"}])
+    assert isinstance(named.evaluator, Fold)
+    round_ = Fake(vectors([1, 0], [0, 2]), (0, 1), (5, 5), table=np.array([0.0, 0.75, 0.5, 1.0]))
+    generator = np.random.default_rng(0)
+    state, _ = named.evaluator.fold(named.evaluator.start(2), round_, generator)  # type: ignore[arg-type]
+    older = {name: array for name, array in state.items() if name != "examples"}
+    _, expected = named.evaluator.fold(state, round_, generator)  # type: ignore[arg-type]
+    _, scores = named.evaluator.fold(older, round_, generator)  # type: ignore[arg-type]
+    assert scores.value.tobytes() == expected.value.tobytes()
+
+
 def test_dig_fl_by_hand() -> None:
     round_ = Fake(vectors([1, 2], [0, -1]), (0, 1), (30, 10), gradient=np.array([-1.0, 0.5]))
     np.testing.assert_allclose(fold_rounds("dig_fl", [round_])[0], [0.75 * (1 - 1), 0.25 * 0.5])

@@ -133,6 +133,17 @@ def test_a_replay_takes_the_calls_that_the_race_came_to() -> None:
     assert other.scores.calls > live.scores.calls
 
 
+def test_a_race_that_has_a_target_too_replays_its_bits() -> None:
+    """A look at the target comes at other lengths in a race than without one; the replay looks at neither."""
+    for seed in range(40):
+        tables = [table(method="regression", calls=240, target_std_error=0.06)]
+        (live,) = score_round(Played(), make_evaluators(tables), seed=seed, round_number=1)  # type: ignore[arg-type]
+        spent = {"e": live.scores.calls}
+        again, *_ = score_round(Played(), make_evaluators(tables), seed=seed, round_number=1, spent=spent)  # type: ignore[arg-type]
+        assert again.scores.calls == live.scores.calls
+        assert again.scores.value.tobytes() == live.scores.value.tobytes()
+
+
 def test_all_coalitions_settle_everything() -> None:
     scores = raced(rough(1e-9), 0, calls=2**PLAYERS)
     assert (scores.calls, scores.converged, scores.std_error.max()) == (2**PLAYERS, True, 0.0)

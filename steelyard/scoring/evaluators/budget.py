@@ -151,6 +151,8 @@ def spend(
         goal = min(looks[at], len(plan) + max(STEP, len(plan) // 8)) if watched else looks[at]
         while len(plan) < goal:
             plan.draw()
+        if len(plan) == everything:
+            return exact_scores(game, exact)
         values = np.concatenate([values, game.values(plan.masks(len(values)))])
         reached = params.target_std_error > 0 and meets(params, plan.estimate(values).std_error)
         if racing and len(plan) >= looks[at]:
@@ -159,8 +161,6 @@ def spend(
         late = params.seconds > 0 and clock() >= deadline
         if len(plan) >= most or late or reached:
             break
-    if len(plan) == everything:
-        return exact_scores(game, exact)
     estimate, converged = plan.estimate(values), reached or not (racing or params.target_std_error > 0)
     return linear_scores(game, plan.masks(), estimate.coefficients_nC, values, estimate.std_error, converged=converged)
 

@@ -73,8 +73,9 @@ class FedCE:
         value[members] = perfect * novelty_n + linear_value(coefficients, game.values(without))
         validation[members] = example_std_error(examples_nE)
         examples_NE = np.zeros((len(value), examples_nE.shape[1]))
-        if state["examples"].shape[1]:
-            examples_NE[:] = state["examples"]
+        before_NE = state.get("examples", np.zeros((0, 0)))  # a run begun by an older version has none
+        if before_NE.shape == examples_NE.shape:
+            examples_NE[:] = before_NE
         examples_NE[members] = examples_nE
         result = Scores(
             value=value, std_error=error, validation_std_error=validation, calls=game.calls, examples=examples_NE

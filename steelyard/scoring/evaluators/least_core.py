@@ -26,6 +26,7 @@ from steelyard.scoring.evaluators.regression import sum_zero_basis
 
 GROUPS = 8
 SLACK = 1e-9  # of the utilities' range: what the norm's minimization may give way, as the optimum e is a float
+TOLERANCE = 1e-7  # by which least squares may miss a bound of utilities scaled to 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,10 +99,14 @@ def least_core(masks_Cn: Masks, worth_C: Floats, gain: float) -> Floats:
     )
     assert program.status == 0, program.message
     payment_q = _nearest(sums_Cq, lack_C - program.fun - SLACK)
-    if payment_q is None:  # its optimum is a little below what any payment reaches, as far as its own tolerance goes
-        reached = float((lack_C - sums_Cq @ program.x[:-1]).max())
-        payment_q = _nearest(sums_Cq, lack_C - reached - SLACK)
-    assert payment_q is not None, "the linear program found a feasible payment"
+    # The optimum may be a little below what any payment reaches, as far as the program's tolerance goes, and least
+    # squares fail at some slacks for rounding alone.
+    reached = max(program.fun, float((lack_C - sums_Cq @ program.x[:-1]).max()))
+    for slack in (SLACK, 2 * SLACK, 10 * SLACK, 100 * SLACK):
+        if payment_q is None:
+            payment_q = _nearest(sums_Cq, lack_C - reached - slack)
+    if payment_q is None:  # an optimum, if not the one of least norm
+        payment_q = program.x[:-1]
     payment: Floats = gain / n + scale * basis @ payment_q
     return payment
 
@@ -113,7 +118,10 @@ def _nearest(sums_Cq: Floats, bound_C: Floats) -> Floats | None:
     system, target = np.vstack([sums_Cq.T, bound_C]), np.append(np.zeros(sums_Cq.shape[1]), 1.0)
     weights, distance = nnls(system, target)
     rest = system @ weights - target
-    return rest[:-1] / -rest[-1] if distance > 0 else None
+    if not distance > 0:
+        return None
+    point_q: Floats = rest[:-1] / -rest[-1]
+    return point_q if float((bound_C - sums_Cq @ point_q).max()) <= TOLERANCE else None
 
 
 def _jackknife(masks_Cn: Masks, worth_C: Floats, gain: float) -> Floats:
