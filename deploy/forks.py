@@ -3,6 +3,7 @@
 `python -m deploy.forks` loads the client's code, which takes each process that does it alone a second and 150 MB, and
 then forks one client for every line that it reads. It has no role folder open and knows no secret; a fork is a process
 of its own, a child of the launcher like any other. Linux only: elsewhere a fork of a fork is not the launcher's child.
+Not multiprocessing's fork server: its processes are that server's children, in whatever environment this process has.
 """
 
 from __future__ import annotations
@@ -24,10 +25,9 @@ from typing import Any
 
 from deploy.environment import process_environment
 from steelyard.errors import RunFailedError, WaitTimeoutError
-from steelyard.process import LAUNCHER, exit_with_launcher, run_main, settle_down
+from steelyard.process import exit_with_launcher, last_words, run_main, settle_down
 
 PR_SET_NAME, PR_SET_CHILD_SUBREAPER = 15, 36  # from Linux's <sys/prctl.h>
-ADOPTION_S = 10.0  # the kernel takes microseconds
 LOAD_TIMEOUT_S = 600.0
 POLL_S = 0.01
 
@@ -145,8 +145,7 @@ class Nursery:
         self._process.kill()
         self._process.wait()
         self._words.seek(0)
-        lines = self._words.read().decode("utf-8", errors="replace").strip().splitlines()
-        return lines[-1].removeprefix("steelyard: ") if lines else "it left no word"
+        return last_words(self._words.read().decode("utf-8", errors="replace"))
 
 
 def main() -> int:
@@ -163,21 +162,25 @@ def main() -> int:
 
 
 def _is_fork() -> bool:
-    """Fork a grandchild, print its id and return False; in the grandchild return True."""
-    reading, writing = os.pipe()
+    """Fork a grandchild, print its id and return False; in the grandchild, once it is the launcher's, return True."""
+    ids, tell = os.pipe()
+    gate, let = os.pipe()
     child = os.fork()
     if child:
-        os.close(writing)
         os.waitpid(child, 0)  # from here on the grandchild is the launcher's, which may then wait for it
-        os.write(1, os.read(reading, 32) + b"\n")
-        os.close(reading)
+        os.close(tell)
+        os.write(1, os.read(ids, 32) + b"\n")
+        for end in (ids, gate, let):
+            os.close(end)
         return False
     grandchild = os.fork()
     if grandchild:
-        os.write(writing, str(grandchild).encode("ascii"))
+        os.write(tell, str(grandchild).encode("ascii"))
         os._exit(0)
-    os.close(reading)
-    os.close(writing)
+    for end in (ids, tell, let):
+        os.close(end)
+    os.read(gate, 1)  # nothing, as soon as the last process that holds the other end has closed it
+    os.close(gate)
     return True
 
 
@@ -192,11 +195,6 @@ def _become(order: dict[str, Any]) -> None:
     os.close(nothing)
     ctypes.CDLL(None).prctl(PR_SET_NAME, order["name"].encode("ascii"))
     sys.argv = ["client", *order["arguments"]]
-    end = time.monotonic() + ADOPTION_S
-    while os.getppid() != int(os.environ[LAUNCHER]):
-        if time.monotonic() > end:
-            raise RunFailedError("the launcher that started this process has ended")
-        time.sleep(0.001)
 
 
 if __name__ == "__main__":
