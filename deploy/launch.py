@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from deploy.containers.boxes import prepare_boxed
-from deploy.containers.run import run_containers
+from deploy.containers.run import LOCK, run_containers
 from deploy.decoders import check_decoder
 from deploy.environment import DETERMINISM, THREADS, process_environment
 from deploy.local import run_local
@@ -289,7 +289,11 @@ def _begin(experiment: Experiment, run: Path, launcher: Launcher) -> dict[str, A
         part = run / f"{ROLES}.part"
         for unfinished in (part, run / ROLES):  # without both a manifest and roles nothing has run yet
             shutil.rmtree(unfinished, ignore_errors=True)
-        dealt = (prepare_boxed if launcher == "compose" else prepare)(experiment, part)
+        try:
+            dealt = (prepare_boxed if launcher == "compose" else prepare)(experiment, part)
+        except BaseException:
+            shutil.rmtree(part, ignore_errors=True)
+            raise
         part.rename(run / ROLES)
         manifest = {
             "status": "RUNNING",
@@ -369,7 +373,7 @@ def _link_twin(run: Path, honest: Path) -> None:
 
 def _clear(run: Path) -> None:
     for path in run.iterdir():
-        if path.name in (".lock", "compose.yaml"):  # which names containers that may have to be removed first
+        if path.name in (LOCK, "compose.yaml"):  # which names containers that may have to be removed first
             continue
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
@@ -379,11 +383,15 @@ def _clear(run: Path) -> None:
 
 @contextmanager
 def _locked(run: Path) -> Iterator[None]:
-    """Keep a second launcher out of a run directory while this one works in it."""
+    """Keep a second launcher out of a run directory while this one works in it; one that stays empty goes again."""
     run.mkdir(parents=True, exist_ok=True)
-    with (run / ".lock").open("w") as lock:
+    with (run / LOCK).open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UserError(f"another process is running {run}; wait for it or name another place with --out") from None
-        yield
+        try:
+            yield
+        finally:
+            if [path.name for path in run.iterdir()] == [LOCK]:  # refused before anything was written
+                shutil.rmtree(run)

@@ -39,10 +39,13 @@ def complaint(result: tuple[int, str, str]) -> str:
         ("transport.certificates=nowhere", "certificates expected, there is no nowhere/ca.pem"),
         ("transport.tensors=memory", "add --launcher inline"),
         ("data.samples_per_client=4000", "samples"),
+        ("scoring.examples=12", "[scoring] examples: 0 (all) or 20 to 30 expected"),
     ],
 )
 def test_a_wrong_setting(override: str, words: str, shell: Any) -> None:
     assert words in complaint(shell.finish(shell.start_run(*QUICK, "--set", override)))
+    runs = list(shell.out.iterdir()) if shell.out.exists() else []
+    assert all((run / "manifest.json").exists() for run in runs), "a run that never began leaves no directory"
 
 
 def test_files_that_are_not_there_or_no_toml(shell: Any) -> None:
