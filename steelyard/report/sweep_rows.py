@@ -29,7 +29,8 @@ class Row:
 
     `attacked` is the variant's run, whether or not anybody attacks in it; differences are attacked minus honest, but
     `rank_displacement` counts places gained. What there is no number for is None. `without` figures are of the
-    federation retrained without the attackers, under the same seed.
+    federation retrained without the attackers, under the same seed. Coalitions were judged on `judged_on` of the
+    `validation` examples.
     """
 
     point: dict[str, Any]
@@ -70,6 +71,7 @@ class Row:
     accuracy_without: float | None
     loss_without: float | None
     validation: int
+    judged_on: int
     test: int
     seconds: float | None
     calls: int | None
@@ -177,7 +179,8 @@ def _rows(cell: Cell, summary: Table, honest: Table, control: Table | None, out:
             **lightened.get(client, {"lightened_client": None, "lightened_benign": None}),
             accuracy_without=_without(control, "accuracy"),
             loss_without=_without(control, "loss"),
-            validation=summary["data"].get("judged_on", summary["data"]["validation"]),
+            validation=summary["data"]["validation"],
+            judged_on=summary["data"].get("judged_on", summary["data"]["validation"]),
             test=summary["data"]["test"],
             seconds=cost.get("wall_seconds"),
             calls=cost["calls"][name] if cost else None,

@@ -43,8 +43,10 @@ def markdown(results: Results) -> str:
 def _about(results: Results) -> str:
     sweep, rows = results.sweep, results.rows
     seeds = {row.seed for row in rows}
-    sizes = sorted({(row.validation, row.test) for row in rows})
-    examples = "; ".join(f"{validation} validation and {test} test examples" for validation, test in sizes)
+    sizes = sorted({(row.judged_on, row.validation, row.test) for row in rows})
+    examples = "; ".join(
+        f"{_part(judged_on, all_)} validation and {test} test examples" for judged_on, all_, test in sizes
+    )
     done = len({(row.key, row.variant) for row in rows})
     planned = sum(cell.variant != HONEST for cell in sweep.cells)
     paired = f"{len(seeds)} paired seed{'s' if len(seeds) > 1 else ''} ({_spans(sorted(seeds))})"
@@ -57,6 +59,10 @@ def _about(results: Results) -> str:
         "Differences are attacked minus honest under the same seed; brackets are two-sided 95 % intervals, Student's t "
         "over seeds."
     )
+
+
+def _part(judged_on: int, validation: int) -> str:
+    return str(validation) if judged_on == validation else f"{judged_on} of {validation}"
 
 
 def _spans(seeds: Sequence[int]) -> str:

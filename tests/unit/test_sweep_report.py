@@ -223,6 +223,12 @@ def test_utility_is_judged_by_the_lower_end(sweep: Sweep, tmp_path: Path) -> Non
     assert "300 validation and 400 test examples" in text
 
 
+def test_a_table_says_how_many_validation_examples_judged(sweep: Sweep, tmp_path: Path) -> None:
+    results = results_of(sweep, tmp_path)
+    part = Results(sweep, [replace(row, judged_on=120) for row in results.rows])
+    assert "120 of 300 validation and 400 test examples" in markdown(part)
+
+
 def test_the_control_tells_worth_from_manipulation(sweep: Sweep, tmp_path: Path) -> None:
     results = results_of(with_control(sweep), tmp_path)
     each = contributions(results.of("", "latent", "sv"))
