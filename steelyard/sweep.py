@@ -167,7 +167,9 @@ def resolve(config: SweepConfig, base: Mapping[str, Any], where: str) -> Sweep:
     cells: list[Cell] = []
     twins: set[str] = set()
     for seed, point in itertools.product(seeds, points):
-        common = apply(apply(base, config.set), {**point, SEED: seed})
+        common = apply(apply(base, config.set), {SEED: seed})
+        for key, value in point.items():
+            _put(common, key, copy.deepcopy(value))  # a table takes the place of the base's, as with --set
         here: dict[str, Cell] = {}
         for cell in _cells(config, common, point, seed, where):
             same = here.setdefault(cell.experiment.digest(), cell)
@@ -189,14 +191,19 @@ def apply(table: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, A
     """
     result: dict[str, Any] = copy.deepcopy(dict(table))
     for key, value in _flat(overrides):
-        *parents, last = key.split(".")
-        place = result
-        for parent in parents:
-            place = place.setdefault(parent, {})
-            if not isinstance(place, dict):
-                raise UserError(f"set {key}: {parent!r} is a value, not a table")
-        place[last] = value
+        _put(result, key, value)
     return result
+
+
+def _put(table: dict[str, Any], key: str, value: Any) -> None:
+    """Set a dotted key."""
+    *parents, last = key.split(".")
+    place = table
+    for parent in parents:
+        place = place.setdefault(parent, {})
+        if not isinstance(place, dict):
+            raise UserError(f"set {key}: {parent!r} is a value, not a table")
+    place[last] = value
 
 
 def _flat(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

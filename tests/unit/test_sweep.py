@@ -87,6 +87,13 @@ def test_keys_may_be_dotted_or_nested() -> None:
     assert [cell.title for cell in dotted.cells][1] == "latent data.alpha=0.1 seed=0"
 
 
+def test_a_table_in_the_grid_takes_the_place_of_the_bases_and_set_adds_to_it() -> None:
+    base = {**BASE, "defence": {"name": "krum", "f": 2}}
+    sweep = made(base, grid={"defence": [{"name": "multi_krum"}, {"name": "krum"}]})
+    assert [cell.experiment.defence for cell in sweep.cells[::3]] == [{"name": "multi_krum"}, {"name": "krum"}]
+    assert made(base, set={"defence": {"f": 1}}).cells[0].experiment.defence == {"name": "krum", "f": 1}
+
+
 def test_a_twin_is_shared_by_grid_points_that_differ_in_the_attack_alone() -> None:
     sweep = made(variants=[{"name": "latent"}], grid={"attack.samples": [4, 8]})
     assert [cell.variant for cell in sweep.cells] == [HONEST, "latent", "latent"]
