@@ -5,7 +5,8 @@ Reads run directories and their honest twins, the live scores and those that `st
 Choices where the literature leaves one: the spread of an evaluator is the standard deviation over clients of the honest
 run's totals, so that evaluators of different units compare; the paid share is max(total, 0) over its sum over clients,
 what a client would get of money that is split by positive values (it exists for every evaluator, efficient or not).
-With several attackers totals and paid shares are summed over them and ranks averaged.
+With several attackers totals and paid shares are summed over them and ranks averaged. Clients that the experiment
+leaves out have no rank and no part in any mean.
 
 Legend: N clients, S runs, one per seed.
 """
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -78,12 +80,16 @@ def compare(runs: Sequence[Path]) -> dict[str, list[Comparison]]:
         if not attackers or not (run / "honest").exists():
             raise UserError(f"{run}: a run with attackers and an honest twin expected (compare_honest = true)")
         name, seed = str(experiment["name"]), int(experiment["seed"])
-        if (other := seeds.setdefault((name, seed), run)) != run:
-            raise UserError(f"one run per seed expected of {name}, got {other} and {run}, both of seed {seed}")
+        if (name, seed) in seeds:
+            raise UserError(
+                f"one run per seed expected of {name}, got {seeds[name, seed]} and {run}, both of seed {seed}"
+            )
+        seeds[name, seed] = run
+        absent = set(experiment["clients"].get("absent", ()))
         honest = _records(run / "honest")
         for evaluator in attacked.scores:
             if evaluator in honest.scores:
-                sample = _sample(attacked.scores[evaluator], honest.scores[evaluator], attackers)
+                sample = _sample(attacked.scores[evaluator], honest.scores[evaluator], attackers, absent)
                 found.setdefault(name, {}).setdefault(evaluator, []).append(sample)
     return {
         name: [_over_seeds(evaluator, samples) for evaluator, samples in evaluators.items()]
@@ -135,17 +141,19 @@ def _records(run: Path) -> Records:
     return replace(records, scores=records.scores | read_scores(path)) if path.exists() else records
 
 
-def _sample(attacked: Scores, honest: Scores, attackers: list[int]) -> Sample:
+def _sample(attacked: Scores, honest: Scores, attackers: list[int], absent: AbstractSet[int]) -> Sample:
     after_N, before_N = np.sum(attacked.value, axis=0), np.sum(honest.value, axis=0)
     if after_N.shape != before_N.shape:
         raise UserError(f"a twin with as many clients expected, got {len(before_N)} for {len(after_N)}")
     paid = (paid_shares(after_N), paid_shares(before_N))
-    places_N = ranks(before_N) - ranks(after_N)
+    here = np.array([k for k in range(len(before_N)) if k not in absent])
+    places_N = np.zeros(len(before_N))
+    places_N[here] = ranks(before_N[here]) - ranks(after_N[here])
     return Sample(
         calls=float(np.concatenate([attacked.calls, honest.calls]).mean()),
-        spread=float(before_N.std(ddof=1)),
-        std_error=float(root_sum_of_squares(attacked.std_error).mean()),
-        validation_std_error=float(attacked.total_validation_std_error[-1].mean()),
+        spread=float(before_N[here].std(ddof=1)),
+        std_error=float(root_sum_of_squares(attacked.std_error)[here].mean()),
+        validation_std_error=float(attacked.total_validation_std_error[-1][here].mean()),
         raw=float((after_N - before_N)[attackers].sum()),
         paid=None if paid[0] is None or paid[1] is None else float((paid[0] - paid[1])[attackers].sum()),
         places=float(places_N[attackers].mean()),

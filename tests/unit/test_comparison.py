@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from scripts.main import main
@@ -23,10 +24,18 @@ def rows(evaluator: str, table: list[list[float]], error: str) -> str:
     )
 
 
-def write_run(run: Path, seed: int, live: list[list[float]], added: list[list[float]], *, attack: bool) -> Path:
+def write_run(
+    run: Path,
+    seed: int,
+    live: list[list[float]],
+    added: list[list[float]],
+    *,
+    attack: bool,
+    absent: tuple[int, ...] = (),
+) -> Path:
     run.mkdir()
     named = {"name": "label_flip", "clients": [0]} if attack else None
-    manifest = {"experiment": {"name": "tiny", "seed": seed, "attack": named}}
+    manifest = {"experiment": {"name": "tiny", "seed": seed, "attack": named, "clients": {"absent": list(absent)}}}
     (run / "manifest.json").write_text(json.dumps(manifest))
     (run / "metrics.csv").write_text("round\n")
     (run / "events.jsonl").write_text("")
@@ -80,3 +89,18 @@ def test_mistakes_are_named(tmp_path: Path) -> None:
     (tmp_path / "again").mkdir()
     with pytest.raises(UserError, match="one run per seed expected of tiny"):
         compare([run, pair(tmp_path / "again", 0, 2.0)])
+    with pytest.raises(UserError, match="one run per seed expected of tiny"):
+        compare([run, run])
+
+
+def test_clients_that_are_left_out_have_no_rank_and_no_part_in_a_mean(tmp_path: Path) -> None:
+    """Totals -0.1, 0.3, 0 (absent), 0.2, then 0.1 for client 0: the last of three both times."""
+    before, after = [[-0.1, 0.3, 0.0, 0.2]], [[0.1, 0.3, 0.0, 0.2]]
+    twin = write_run(tmp_path / "twin", 0, before, before, attack=False, absent=(2,))
+    run = write_run(tmp_path / "run", 0, after, after, attack=True, absent=(2,))
+    (run / "honest").symlink_to(twin)
+    live = compare([run])["tiny"][0]
+    assert live.places is not None
+    assert live.places.mean == 0.0
+    assert live.scaled is not None
+    assert live.scaled.mean == pytest.approx(0.2 / float(np.std([-0.1, 0.3, 0.2], ddof=1)))
