@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from steelyard.aggregation.base import Group, State, Stateless, Verdict
 from steelyard.aggregation.rows import squared_distances
+from steelyard.errors import UserError
 from steelyard.parsing import Fraction, PositiveFloat
 from steelyard.scoring.coalitions import Floats
 
@@ -27,12 +28,21 @@ class SignGuard(Stateless):
 
     What passes is clipped to the median norm and averaged. The coordinates are drawn once a round. The bandwidth is the
     median distance of the sign features, or their mean where that is 0 (our choice); a tie between clusters goes to
-    that of the first client; if nobody passes both, the norms decide. Suspicion: the larger of the norm's deviation
-    over its limit, in logarithms, and the distance to the trusted cluster's centre over the bandwidth (our choice).
+    that of the first client; if nobody passes both, the norms decide, and all pass where no norm is usual. Suspicion:
+    the larger of the norm's deviation over its limit, in logarithms, and the distance to the trusted cluster's centre
+    over the bandwidth (our choice).
     """
 
     def __init__(self, params: SignGuardParams) -> None:
         self.params = params
+
+    def check(self, rows: int) -> None:  # noqa: ARG002 - any number will do
+        """The median norm itself is usual."""
+        if not self.params.low <= 1 <= self.params.high:
+            raise UserError(
+                f"[defence] signguard: low <= 1 <= high expected (the median norm must pass), got low = "
+                f"{self.params.low:g}, high = {self.params.high:g}"
+            )
 
     def decide(self, state: State, group: Group) -> Verdict:  # noqa: ARG002 - it has none
         """Filter, clip, average."""
@@ -41,7 +51,7 @@ class SignGuard(Stateless):
         ratio_n = np.divide(norms_n, median, out=np.ones(n), where=median > 0)
         usual_n = (ratio_n >= self.params.low) & (ratio_n <= self.params.high)
         like_n, far_n = trusted(self._signs(group))
-        good_n = usual_n & like_n if np.any(usual_n & like_n) else usual_n
+        good_n = next((each_n for each_n in (usual_n & like_n, usual_n) if np.any(each_n)), np.ones(n, dtype=bool))
         clip_n = np.divide(1.0, ratio_n, out=np.ones(n), where=ratio_n > 1)
         return Verdict(
             weights_n=good_n * clip_n / np.sum(good_n),

@@ -232,6 +232,14 @@ def test_signguard_refuses_lengths_and_signs_that_are_unlike() -> None:
     assert verdict.suspicion_n[3] > 1 < verdict.suspicion_n[4]
 
 
+def test_signguard_lets_all_pass_where_no_norm_is_usual() -> None:
+    verdict = joined({"name": "signguard", "high": 1.5, "part": 1.0}, [[1.0, 1.0], [100.0, 100.0]]).verdict()
+    assert verdict is not None
+    assert verdict.weights_n == pytest.approx([0.5, 0.5 * 50.5 / 100])
+    with pytest.raises(UserError, match=r"signguard: low <= 1 <= high expected .* low = 5, high = 3"):
+        make_defence({"name": "signguard", "low": 5.0}, 10)
+
+
 def test_fldetector_finds_the_one_that_does_not_follow_from_its_past() -> None:
     """Clients descend one quadratic, client 2 sends noise: D_k = target_k - w."""
     table: dict[str, Any] = {"name": "fldetector", "window": 4}
