@@ -346,6 +346,31 @@ def test_orders_are_unbiased(make: Callable[[np.random.Generator], Walks], exact
     assert (np.abs(np.mean(values, axis=0) - exact @ table) < 4 * spread).all()
 
 
+@pytest.mark.parametrize("draws", [0, 1, 2, 3, 40])
+def test_layers_are_their_formula_draw_by_draw(draws: int) -> None:
+    """Each draw less the other half's mean at its size, by straight lines between the sizes that half has."""
+    n, table = 6, np.random.default_rng(8).random(64)
+    plan = Layers(n, np.random.default_rng(2))
+    for _ in range(draws):
+        plan.draw()
+    masks = plan.masks()
+    utilities = table[masks @ (1 << np.arange(n))]
+    estimate = plan.estimate(utilities)
+    chance = 1 / np.arange(1, n) / sum(1 / s for s in range(1, n))
+    values = np.full(n, (utilities[1] - utilities[0]) / n)
+    for at, row in enumerate(plan._rows):
+        others = [0, 1, *plan._rows[1 - at % 2 :: 2]]
+        by_size: dict[int, list[float]] = {}
+        for other in others:
+            by_size.setdefault(int(masks[other].sum()), []).append(utilities[other])
+        size, known = int(masks[row].sum()), sorted(by_size)
+        level = np.interp(size, known, [np.mean(by_size[s]) for s in known])
+        for k in range(n):
+            weight = 1 / (size * chance[size - 1]) if masks[row, k] else -1 / ((n - size) * chance[size - 1])
+            values[k] += weight * (utilities[row] - level) / draws
+    assert estimate.coefficients_nC @ utilities == pytest.approx(values, abs=1e-12)
+
+
 def test_layers_are_unbiased() -> None:
     """3,000 samples of six draws each: their control variate is fitted to the same few draws, crosswise."""
     table = np.random.default_rng(3).random(16)

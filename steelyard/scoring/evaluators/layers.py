@@ -14,7 +14,7 @@ Where a game saturates at some size however many players there are, its spread b
 tells of all its members at once, and the calls for a relative error grow as n log n. In games that do not, and below
 some 30 players, `regression` and `adjusted` need fewer.
 
-Legend: n players, m draws, C distinct coalitions.
+Legend: n players, m draws, s sizes 1..n-1, C distinct coalitions.
 """
 
 from __future__ import annotations
@@ -72,13 +72,16 @@ class Layers:
         size_m = sizes_C[rows]
         joined_m, left_out_m = (1 / (s * self._chance[size_m - 1]) for s in (size_m, n - size_m))
         weight_nm = np.where(member_Cn[rows].T, joined_m, -left_out_m)
-        residual_mC = np.zeros((len(rows), len(values_C)))  # V(S) - f(s) of each draw as weights on all utilities
-        residual_mC[np.arange(len(rows)), rows] = 1.0
-        for half in (0, 1):
-            others = rows[1 - half :: 2]
-            residual_mC[half::2] -= _level(size_m[half::2], others, sizes_C, n)
-        coefficients += weight_nm @ residual_mC / len(rows)
-        parts_nm = weight_nm * (residual_mC @ values_C)
+        residual_m = values_C[rows]  # V(S) - f(s) of each draw
+        for half in (slice(0, None, 2), slice(1, None, 2)):
+            others = rows[1::2] if half.start == 0 else rows[0::2]
+            level_sC = _level(np.arange(1, n), others, sizes_C, n)
+            residual_m[half] -= (level_sC @ values_C)[size_m[half] - 1]
+            by_size_ns = np.zeros((n, n - 1))
+            np.add.at(by_size_ns.T, size_m[half] - 1, weight_nm[:, half].T)
+            coefficients -= by_size_ns @ level_sC / len(rows)
+        np.add.at(coefficients.T, rows, weight_nm.T / len(rows))
+        parts_nm = weight_nm * residual_m
         if len(rows) < 2:
             return Estimate(coefficients_nC=coefficients, std_error=np.full(n, np.nan))
         error_n = parts_nm.std(axis=1, ddof=1) / np.sqrt(len(rows))
@@ -86,8 +89,8 @@ class Layers:
         return Estimate(coefficients_nC=coefficients, std_error=error_n, parts_nm=parts_nm)
 
 
-def _level(sizes_h: Ints, others: Ints, sizes_C: Ints, n: int) -> Floats:
-    """The mean utility at given sizes as weights on all utilities, [h, C], from other draws (rows, with repetitions).
+def _level(sizes_s: Ints, others: Ints, sizes_C: Ints, n: int) -> Floats:
+    """The mean utility at given sizes as weights on all utilities, [s, C], from other draws (rows, with repetitions).
 
     Straight lines between the means of the sizes that those draws have, the empty and the full coalition among them.
     """
@@ -96,8 +99,8 @@ def _level(sizes_h: Ints, others: Ints, sizes_C: Ints, n: int) -> Floats:
     mean_aC = np.zeros((len(at), len(sizes_C)))
     np.add.at(mean_aC, (np.searchsorted(at, sizes_C[known]), known), 1.0)
     mean_aC /= mean_aC.sum(axis=1, keepdims=True)
-    right = np.clip(np.searchsorted(at, sizes_h), 1, len(at) - 1)
-    part_h = (sizes_h - at[right - 1]) / (at[right] - at[right - 1])
-    level: Floats = mean_aC[right - 1] * (1 - part_h)[:, None] + mean_aC[right] * part_h[:, None]
+    right = np.clip(np.searchsorted(at, sizes_s), 1, len(at) - 1)
+    part_s = (sizes_s - at[right - 1]) / (at[right] - at[right - 1])
+    level: Floats = mean_aC[right - 1] * (1 - part_s)[:, None] + mean_aC[right] * part_s[:, None]
     assert n == at[-1], "the full coalition is always known"
     return level
