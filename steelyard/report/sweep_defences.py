@@ -9,17 +9,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from steelyard.report.contrasts import Estimate, estimate
+from steelyard.report.contrasts import Estimate, estimate, holm, paired_t_test
 from steelyard.report.flags import LEVEL, Flags, Rounds, flags
 from steelyard.report.heat_map import Cell, Panel, heat_map
 from steelyard.report.records import read_metrics
 from steelyard.report.sweep_results import Results, estimate_of
 from steelyard.report.sweep_rows import Row
-from steelyard.report.sweep_table import block, shown
+from steelyard.report.sweep_table import block, p_text, shown
 from steelyard.sweep import HONEST
 
 Key = tuple[str, str]
-HEADER = ("at", "variant", "threshold", "flagged, honest", "flagged, attacked", "difference")
+HEADER = ("at", "variant", "threshold", "flagged, honest", "flagged, attacked", "difference", "p (greater)", "Holm")
 
 
 def flagged(results: Results, out: Path) -> dict[Key, dict[int, Flags]]:
@@ -49,14 +49,17 @@ def suspicions(run: Path) -> Rounds:
 def flags_table(found: Mapping[Key, Mapping[int, Flags]]) -> str:
     """Flag rates as a Markdown table; "" without attacks."""
     cells = []
-    for (point, variant), by_seed in found.items():
+    tests = [paired_t_test([one.difference for one in by_seed.values()], "greater") for by_seed in found.values()]
+    for ((point, variant), by_seed), p, adjusted in zip(found.items(), tests, holm(tests), strict=True):
         each = list(by_seed.values())
         if each:
             rates = [estimate([getattr(one, name) for one in each]) for name in ("honest", "attacked", "difference")]
-            cells.append((point, variant, f"{each[0].threshold:.3f}", *(shown(rate, 3) for rate in rates)))
+            words = (*(shown(rate, 3) for rate in rates), p_text(p), p_text(adjusted))
+            cells.append((point, variant, f"{each[0].threshold:.3f}", *words))
     title = (
         "Flags: the fraction of rounds in which the attacker is more suspicious than "
-        f"{100 * LEVEL:.0f} % of all clients and rounds of the honest twins, by the rule's own suspicion"
+        f"{100 * LEVEL:.0f} % of all clients and rounds of the honest twins, by the rule's own suspicion; "
+        "one-sided t-tests of the difference, Holm over the rows"
     )
     return block(title, HEADER, cells)
 

@@ -84,7 +84,7 @@ def _primary(result: Result | None) -> str:
     return (
         "## Primary contrast\n\n"
         f"{result.variant} minus {result.against}, {result.evaluator}{where}: {shown(result.estimate)}, "
-        f"up in {_up(result)} seeds, paired t-test p = {_p(result.p)} ({sided}, uncorrected)."
+        f"up in {_up(result)} seeds, paired t-test p = {p_text(result.p)} ({sided}, uncorrected)."
     )
 
 
@@ -97,8 +97,8 @@ def _contrasts(family: Sequence[Result]) -> str:
             result.evaluator,
             shown(result.estimate),
             _up(result),
-            _p(result.p),
-            _p(corrected),
+            p_text(result.p),
+            p_text(corrected),
         )
         for result, corrected in zip(family, adjusted, strict=True)
     ]
@@ -274,7 +274,8 @@ def _up(result: Result) -> str:
     return f"{result.up} of {result.estimate.n if result.estimate else 0}"
 
 
-def _p(value: float | None) -> str:
+def p_text(value: float | None) -> str:
+    """A p-value as text; "-" for None."""
     return NOTHING if value is None else "< 0.0001" if value < 0.0001 else f"{value:.4f}"
 
 

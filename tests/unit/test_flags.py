@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 
 from steelyard.aggregation.base import Verdict
-from steelyard.report.flags import flag_rate, flags, threshold
+from steelyard.report.flags import Flags, flag_rate, flags, threshold
 from steelyard.report.heat_map import Cell, Panel, colour, heat_map
 from steelyard.report.judged import judged_rows
 from steelyard.report.records import read_metrics
 from steelyard.report.suspicion import told
+from steelyard.report.sweep_defences import flags_table
 from steelyard.sweep import value_text
 
 
@@ -33,6 +34,15 @@ def test_an_attacker_is_compared_with_itself_in_the_honest_twin() -> None:
     assert found[8].difference == pytest.approx(1 / 3)
     assert flags(honest, {}, 0) == {}
     assert flag_rate([{1: 1.0}], 0, 0.0) is None
+
+
+def test_flag_rates_are_tested_one_sided_and_holm_corrected_over_the_rows() -> None:
+    """Differences .1, .2 and .3: t = .2 / (.1 / sqrt 3), p = 0.0371 with two degrees; never flagged is p = 1/2."""
+    seen = {seed: Flags(threshold=1.0, honest=0.0, attacked=0.1 * (seed + 1)) for seed in range(3)}
+    never = {seed: Flags(threshold=1.0, honest=0.0, attacked=0.0) for seed in range(3)}
+    lines = flags_table({("krum", "latent"): seen, ("median", "latent"): never}).splitlines()
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if "latent" in line]
+    assert [row[-2:] for row in cells] == [["0.0371", "0.0742"], ["0.5000", "0.5000"]]
 
 
 def test_a_defence_adds_dues_and_suspicions_to_the_metrics(tmp_path: Path) -> None:
