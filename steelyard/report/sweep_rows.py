@@ -20,7 +20,7 @@ from steelyard.report.records import read_metrics
 from steelyard.sweep import HONEST, Cell, absent, value_text
 
 Table = Mapping[str, Any]
-REVISION = "revision"
+REVISION, SECONDS = "revision", "seconds"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,12 +136,13 @@ def _cell(value: Any) -> Any:
 
 
 def _summary(run: Path) -> dict[str, Any] | None:
-    """A run's summary if it is DONE, with the source revision that its manifest names."""
+    """A run's summary if it is DONE, with its manifest's source revision and the seconds in which it really ran."""
     try:
         manifest = json.loads((run / "manifest.json").read_text(encoding="utf-8"))
         if manifest["status"] != "DONE":
             return None
-        return {**json.loads((run / "summary.json").read_text(encoding="utf-8")), REVISION: manifest["revision"]}
+        summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
+        return {**summary, REVISION: manifest["revision"], SECONDS: manifest.get("seconds")}
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -182,7 +183,7 @@ def _rows(cell: Cell, summary: Table, honest: Table, control: Table | None, out:
             validation=summary["data"]["validation"],
             judged_on=summary["data"].get("judged_on", summary["data"]["validation"]),
             test=summary["data"]["test"],
-            seconds=cost.get("wall_seconds"),
+            seconds=summary[SECONDS],
             calls=cost["calls"][name] if cost else None,
             bytes=cost["bytes_received"] + cost["bytes_sent"] if cost else None,
             run=cell.run,

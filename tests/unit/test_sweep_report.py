@@ -54,7 +54,7 @@ def summary_of(cell: Cell) -> dict[str, Any]:
         return {**both, "difference": after - before} if attacks and isinstance(after, float) else both
 
     accuracy = ACCURACIES[cell.variant]
-    cost = {"calls": {"sv": 24, "leave": 12}, "bytes_received": 1000, "bytes_sent": 500, "wall_seconds": 2.5}
+    cost = {"calls": {"sv": 24, "leave": 12}, "bytes_received": 1000, "bytes_sent": 500}
     structure = {"kendall": 1.0, "spearman": 1.0, "share_distance": 0.0} if attacks else None
     leave = {"kind": "loo", "attacked": attacked and {**attacked, "shares": None}, "honest": {**honest, "shares": None}}
     return {
@@ -76,7 +76,7 @@ def write_run(out: Path, cell: Cell, status: str = "DONE", revision: str = "1a2b
     run = out / cell.run
     run.mkdir(parents=True)
     (run / "manifest.json").write_text(
-        json.dumps({"status": status, "experiment": {}, "revision": revision}), encoding="utf-8"
+        json.dumps({"status": status, "experiment": {}, "revision": revision, "seconds": 2.5}), encoding="utf-8"
     )
     (run / "summary.json").write_text(json.dumps(summary_of(cell)), encoding="utf-8")
     header = "round,accuracy,loss,participants,missing,weights,suspicion,seconds,model_sha256\n"
