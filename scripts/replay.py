@@ -69,7 +69,13 @@ def act(arguments: argparse.Namespace) -> int:
         raise UserError(f"a run directory expected, {arguments.run} has no manifest.json")
     tables = [evaluator_table(text) for text in arguments.evaluator]
     judged = {"defences": [defence_table(text) for text in arguments.defence], "scores": not arguments.no_scores}
-    command = [sys.executable, "-m", "scripts.replay", str(arguments.run), json.dumps(tables), json.dumps(judged)]
+    try:
+        asked = [json.dumps(tables), json.dumps(judged)]
+    except TypeError as error:  # TOML has dates and times, too
+        raise UserError(
+            f"--evaluator, --defence: numbers, strings, lists and tables expected as parameters: {error}"
+        ) from None
+    command = [sys.executable, "-m", "scripts.replay", str(arguments.run), *asked]
     return subprocess.run(command, env=process_environment(), check=False).returncode
 
 

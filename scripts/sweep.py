@@ -46,10 +46,11 @@ def act(arguments: argparse.Namespace) -> int:
         return _tell(failed, len(sweep.runs))
     try:
         text = write_sweep(sweep, arguments.out)
-    except UserError:
+    except UserError as error:
         if not failed:
             raise
-        text = ""
+        sys.stderr.write(f"steelyard: no tables: {error}\n")
+        return _tell(failed, len(sweep.runs))
     console = Console(highlight=False, markup=False, soft_wrap=True)
     console.print(f"\n{text}")
     console.print(f"files   {arguments.out / 'sweeps' / sweep.config.name}/  {', '.join(FILES)}")

@@ -42,6 +42,8 @@ def check_experiment(experiment: Experiment, where: str) -> None:
     tensors = experiment.transport.tensors
     check_network(experiment.network, experiment.clients.stays, experiment.rounds, tensors, f"{where} [network]")
     names = [table.get("name") for table in experiment.evaluators]
+    if not names:
+        raise UserError(f"{where} [[evaluators]]: at least one expected, got none; a run is there to be scored")
     if not all(isinstance(name, str) and name for name in names) or len(set(names)) != len(names):
         raise UserError(f"{where} [[evaluators]]: each needs a `name` of its own, got {', '.join(map(repr, names))}")
     transport = experiment.transport

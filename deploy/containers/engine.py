@@ -15,6 +15,7 @@ from typing import Any
 from steelyard.errors import RunFailedError, UserError
 
 PROJECT, SERVICE = "com.docker.compose.project", "com.docker.compose.service"
+PLUGIN_TIMEOUT_S = 30.0
 Network = ipaddress.IPv4Network
 
 
@@ -47,13 +48,20 @@ def compose_command() -> list[str]:
     Raises:
         UserError: neither is installed.
     """
-    if shutil.which("docker"):
-        asked = subprocess.run(["docker", "compose", "version"], capture_output=True, check=False)
-        if asked.returncode == 0:
-            return ["docker", "compose"]
+    if has_plugin("compose"):
+        return ["docker", "compose"]
     if shutil.which("docker-compose"):
         return ["docker-compose"]
     raise UserError("`docker compose` or docker-compose expected, neither is installed; install one of them")
+
+
+def has_plugin(name: str) -> bool:
+    """Whether the docker command has a plug-in of that name that answers."""
+    try:
+        asked = subprocess.run(["docker", name, "version"], capture_output=True, check=False, timeout=PLUGIN_TIMEOUT_S)
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    return asked.returncode == 0
 
 
 class Engine:

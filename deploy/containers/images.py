@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from deploy.containers.engine import Engine, connect
+from deploy.containers.engine import Engine, connect, has_plugin
 from steelyard.errors import RunFailedError, UserError, WaitTimeoutError
 from steelyard.process import run_main
 
@@ -120,8 +120,7 @@ def fill_wheelhouse(folder: Path) -> None:
 
 def build_environment() -> dict[str, str]:
     """The environment of a build: the user's, and the classic builder where the newer one is not installed."""
-    asked = subprocess.run(["docker", "buildx", "version"], capture_output=True, check=False)
-    return {**os.environ, **({} if asked.returncode == 0 else {"DOCKER_BUILDKIT": "0"})}
+    return {**os.environ, **({} if has_plugin("buildx") else {"DOCKER_BUILDKIT": "0"})}
 
 
 def _run(command: list[str], what: str, environment: Mapping[str, str]) -> None:

@@ -20,9 +20,7 @@ Floats = NDArray[np.float64]
 EFFICIENT_KINDS = frozenset({"fedsv", "shapley", "multi_round", "one_round", "gtg_corrected", "least_core"})
 """Evaluators whose values add up to the utility gained, so that a value's share of the sum means something."""
 
-UTILITY_KINDS = EFFICIENT_KINDS | frozenset(
-    ("loo", "shapley", "tmc", "gtg", "gtg_corrected", "banzhaf", "beta_shapley", "least_core")
-)
+UTILITY_KINDS = EFFICIENT_KINDS | frozenset(("loo", "tmc", "gtg", "banzhaf", "beta_shapley"))
 """Evaluators whose values are differences of utility, so that they compare with one; a cosine, for example, is none."""
 
 MIN_SHARED_SUM = 0.05

@@ -165,6 +165,7 @@ def test_replay_names_what_is_wrong_with_an_evaluator(undisturbed: Any, shell: A
     for text, message in (
         ("shaply", "did you mean 'shapley'"),
         ("{kind = 3", "an inline TOML table expected"),
+        ('{kind = "fedsv", name = "x", x = 2020-01-01}', "numbers, strings, lists and tables expected as parameters"),
         ('{kind = "fedsv", utility = "accuracy"}', "a name that the run has not scored live"),
     ):
         code, _, err = shell.steelyard("replay", str(undisturbed.run), "--evaluator", text)

@@ -102,6 +102,7 @@ WRONG_FILES: list[tuple[str | bytes, str]] = [
     ("[scoring]\nexamples = -1", "FILE scoring examples: >= 0 expected, got -1"),
     ("[protocol]\nquorum = 11", "FILE [protocol] quorum: at most the 10 clients expected, got 11"),
     ("[protocol]\nround_deadline_s = 0", "FILE protocol round_deadline_s: > 0 expected, got 0"),
+    ("evaluators = []", "FILE [[evaluators]]: at least one expected, got none; a run is there to be scored"),
     ("evaluators = 3", "FILE evaluators: a list expected, got 3"),
     ("[[evaluators]]\nkind = 'loo'", "FILE [[evaluators]]: each needs a `name` of its own, got None"),
     ("[[evaluators]]\nname = 3", "FILE [[evaluators]]: each needs a `name` of its own, got 3"),
