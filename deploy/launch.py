@@ -39,6 +39,7 @@ from steelyard.report.html import write_picture, write_report
 from steelyard.report.summary import summarize, write_summary
 
 Launcher = Literal["local", "inline", "torchrun", "compose"]
+UNFINISHED = f"{ROLES}.part"
 CHECK_TIMEOUT_S = 300.0  # importing torch takes seconds, minutes on a busy machine
 BOUNDARY = "separate processes of one user: an audit hook on opened files is the proof, the system does not enforce it"
 BOUNDARIES = {
@@ -286,14 +287,10 @@ def _begin(experiment: Experiment, run: Path, launcher: Launcher) -> dict[str, A
             )
         manifest.pop("reason", None)
     else:
-        part = run / f"{ROLES}.part"
+        part = run / UNFINISHED
         for unfinished in (part, run / ROLES):  # without both a manifest and roles nothing has run yet
             shutil.rmtree(unfinished, ignore_errors=True)
-        try:
-            dealt = (prepare_boxed if launcher == "compose" else prepare)(experiment, part)
-        except BaseException:
-            shutil.rmtree(part, ignore_errors=True)
-            raise
+        dealt = (prepare_boxed if launcher == "compose" else prepare)(experiment, part)
         part.rename(run / ROLES)
         manifest = {
             "status": "RUNNING",
@@ -383,7 +380,7 @@ def _clear(run: Path) -> None:
 
 @contextmanager
 def _locked(run: Path) -> Iterator[None]:
-    """Keep a second launcher out of a run directory while this one works in it; one that stays empty goes again."""
+    """Keep a second launcher out of a run directory while this one works in it; one that never began goes again."""
     run.mkdir(parents=True, exist_ok=True)
     with (run / LOCK).open("w") as lock:
         try:
@@ -393,5 +390,5 @@ def _locked(run: Path) -> Iterator[None]:
         try:
             yield
         finally:
-            if [path.name for path in run.iterdir()] == [LOCK]:  # refused before anything was written
+            if {path.name for path in run.iterdir()} <= {LOCK, UNFINISHED}:  # refused while its roles were prepared
                 shutil.rmtree(run)

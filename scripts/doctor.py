@@ -8,18 +8,18 @@ import os
 import platform
 import shutil
 import socket
-import subprocess
 import sys
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from deploy.decoders import check_decoder
+from deploy.endings import finished
 from deploy.environment import process_environment
 from deploy.launch import CHECK_TIMEOUT_S, check_roles
 from steelyard.config import Experiment, load_experiment
 from steelyard.data.deal import deal
-from steelyard.errors import SteelyardError, UserError, WaitTimeoutError
+from steelyard.errors import SteelyardError, UserError
 from steelyard.process import last_words
 
 MODEL_FLOATS = {
@@ -106,17 +106,7 @@ def _tensors(experiment: Experiment) -> str:
     if not transport.is_collective and not devices:
         return f"{transport.tensors}, on the control plane's own port; every process computes on the CPU"
     command = [sys.executable, "-m", "steelyard.transport.check", transport.tensors, transport.interface]
-    try:
-        done = subprocess.run(
-            [*command, *sorted(devices)],
-            env=process_environment(),
-            capture_output=True,
-            text=True,
-            timeout=CHECK_TIMEOUT_S,
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
-        raise WaitTimeoutError(f"{transport.tensors}: not tried within {CHECK_TIMEOUT_S:g} s") from None
+    done = finished([*command, *sorted(devices)], transport.tensors, CHECK_TIMEOUT_S, process_environment())
     if done.returncode:
         raise UserError(last_words(done.stderr, "the check left no word"))
     return done.stdout.strip()

@@ -57,11 +57,16 @@ class PrimaryConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ContrastConfig:
-    """A further contrast, at every grid point: variant against variant."""
+    """A further contrast, at every grid point: variant against variant.
+
+    `against_at` picks the grid point that `against` is taken from; left out, it is the same one. Between two points a
+    variant may be set against itself.
+    """
 
     variant: str
     against: str = HONEST
     evaluator: str = ""
+    against_at: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -326,19 +331,23 @@ def _check_contrasts(sweep: Sweep, where: str) -> None:
         for name in (contrast.variant, contrast.against):
             if name not in variants:
                 raise UserError(f"{where} {table}: one of {', '.join(sorted(variants))} expected, got {name!r}")
-        if contrast.variant in (HONEST, contrast.against):
+        elsewhere = isinstance(contrast, ContrastConfig) and bool(contrast.against_at)
+        if contrast.variant == HONEST or contrast.against == (HONEST if elsewhere else contrast.variant):
             raise UserError(f"{where} {table}: a variant against another expected, got {contrast.variant!r}")
         if contrast.evaluator not in evaluators:
             known = ", ".join(sorted(evaluators - {""}))
             raise UserError(f"{where} {table} evaluator: one of {known} expected, got {contrast.evaluator!r}")
-    if config.primary and len(primary_points(sweep)) != 1:
-        raise UserError(
-            f"{where} [primary] at: values of grid keys that pick one of {len(sweep.points)} points expected, "
-            f"got {config.primary.at!r}, which picks {len(primary_points(sweep))}"
-        )
+    picks = [("[primary] at", config.primary.at)] if config.primary else []
+    picks += [("[[contrasts]] against_at", contrast.against_at) for contrast in config.contrasts if contrast.against_at]
+    for key, at in picks:
+        if len(found := points_at(sweep, at)) != 1:
+            raise UserError(
+                f"{where} {key}: values of grid keys that pick one of {len(sweep.points)} points expected, "
+                f"got {at!r}, which picks {len(found)}"
+            )
 
 
-def primary_points(sweep: Sweep) -> list[dict[str, Any]]:
-    """The grid points that the primary contrast's `at` picks."""
-    wanted = dict(_flat(sweep.config.primary.at)) if sweep.config.primary else {}
-    return [point for point in sweep.points if all(point.get(key) == value for key, value in wanted.items())]
+def points_at(sweep: Sweep, at: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The grid points that have these values; keys are dotted or nested, and of a table some will do."""
+    wanted = dict(_flat(at)).items()
+    return [point for point in sweep.points if wanted <= dict(_flat(point)).items()]

@@ -9,13 +9,13 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from deploy.containers.engine import Engine, connect, has_plugin
-from steelyard.errors import RunFailedError, UserError, WaitTimeoutError
+from deploy.endings import finished
+from steelyard.errors import RunFailedError, UserError
 from steelyard.process import run_main
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -124,20 +124,7 @@ def build_environment() -> dict[str, str]:
 
 
 def _run(command: list[str], what: str, environment: Mapping[str, str]) -> None:
-    try:
-        done = subprocess.run(
-            command,
-            cwd=ROOT,
-            env=environment,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=BUILD_TIMEOUT_S,
-        )
-    except subprocess.TimeoutExpired:
-        raise WaitTimeoutError(f"{what}: not done within {BUILD_TIMEOUT_S:g} s") from None
-    except FileNotFoundError as error:
-        raise UserError(f"{what}: the command {error.filename} expected, it is not installed") from None
+    done = finished(command, what, BUILD_TIMEOUT_S, environment, ROOT)
     if done.returncode:
         words = (done.stderr.strip() or done.stdout.strip() or f"exit code {done.returncode}").splitlines()
         raise RunFailedError(f"{what} failed: {' | '.join(words[-3:])}")

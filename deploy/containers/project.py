@@ -18,7 +18,8 @@ from typing import Any
 from deploy.containers.boxes import user_of_boxes
 from deploy.containers.engine import Engine, compose_command, mapped_errors
 from deploy.containers.images import ROOT
-from steelyard.errors import RunFailedError, WaitTimeoutError
+from deploy.endings import finished
+from steelyard.errors import RunFailedError
 from steelyard.process import LAUNCHER
 
 POLL_S = 0.2
@@ -94,19 +95,10 @@ class Project:
         Raises:
             RunFailedError: something is left.
         """
-        try:
-            done = subprocess.run(
-                self.down_command,
-                env=self.environment,
-                capture_output=True,
-                text=True,
-                check=False,
-                timeout=DOWN_TIMEOUT_S,
-            )
-        except subprocess.TimeoutExpired:
-            raise WaitTimeoutError(f"containers of {self.name} were not removed within {DOWN_TIMEOUT_S:g} s") from None
+        what = f"removing the containers of {self.name}"
+        done = finished(self.down_command, what, DOWN_TIMEOUT_S, self.environment)
         if done.returncode:
-            raise RunFailedError(f"removing the containers of {self.name} failed: {_last_words(done.stderr)}")
+            raise RunFailedError(f"{what} failed: {_last_words(done.stderr)}")
 
     def container(self, service: str) -> Any:
         """A service's container, as the SDK has it now.

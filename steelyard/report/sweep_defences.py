@@ -25,6 +25,8 @@ HEADER = ("at", "variant", "threshold", "flagged, honest", "flagged, attacked", 
 def flagged(results: Results, out: Path) -> dict[Key, dict[int, Flags]]:
     """By grid point and attack, per seed: how often the attacker is flagged, the mean over several attackers.
 
+    Every attack that the sweep plans is there, without a seed where its runs are not done.
+
     Args:
         results: a sweep's rows.
         out: the folder of run directories.
@@ -32,7 +34,7 @@ def flagged(results: Results, out: Path) -> dict[Key, dict[int, Flags]]:
     Raises:
         UserError: a run's metrics are damaged.
     """
-    found = {}
+    found: dict[Key, dict[int, Flags]] = {key: {} for key in results.planned_attacks()}
     for point, variant, rows in results.groups(results.sweep.evaluator, attacks=True):
         honest = {row.seed: suspicions(out / row.honest_run) for row in rows}
         attacked = {row.seed: suspicions(out / row.run) for row in rows}
@@ -59,7 +61,7 @@ def flags_table(found: Mapping[Key, Mapping[int, Flags]]) -> str:
     title = (
         "Flags: the fraction of rounds in which the attacker is more suspicious than "
         f"{100 * LEVEL:.0f} % of all clients and rounds of the honest twins, by the rule's own suspicion; "
-        "one-sided t-tests of the difference, Holm over the rows"
+        "one-sided t-tests of the difference, Holm over what is planned"
     )
     return block(title, HEADER, cells)
 

@@ -12,18 +12,19 @@ from dataclasses import dataclass
 from steelyard.report.contrasts import Contribution, Direction, Estimate, contribution, estimate, paired_t_test
 from steelyard.report.measures import UTILITY_KINDS
 from steelyard.report.sweep_rows import Row, point_key
-from steelyard.sweep import HONEST, Sweep, primary_points
+from steelyard.sweep import HONEST, ContrastConfig, Sweep, points_at
 
 Figure = Callable[[Row], float | None]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """A contrast at one grid point: its estimate, and how many seeds went up."""
+    """A contrast at one grid point, or with another one: its estimate, and how many seeds went up."""
 
     point: str
     variant: str
     against: str
+    against_point: str
     evaluator: str
     direction: Direction
     estimate: Estimate | None
@@ -57,18 +58,27 @@ class Results:
                     yield point, variant, rows
 
     def contrast(
-        self, point: str, variant: str, against: str, evaluator: str, direction: Direction = "two-sided"
+        self,
+        point: str,
+        variant: str,
+        against: str,
+        evaluator: str,
+        direction: Direction = "two-sided",
+        *,
+        against_point: str | None = None,
     ) -> Result:
-        """One variant's gain over honest minus another's, over the seeds that both have."""
+        """One variant's gain over honest minus another's (None: at the same point), over the seeds that both have."""
+        other_point = point if against_point is None else against_point
         gains = by_seed(self.of(point, variant, evaluator), lambda row: row.difference, math.fsum)
         if against != HONEST:
-            other = by_seed(self.of(point, against, evaluator), lambda row: row.difference, math.fsum)
+            other = by_seed(self.of(other_point, against, evaluator), lambda row: row.difference, math.fsum)
             gains = {seed: gain - other[seed] for seed, gain in gains.items() if seed in other}
         values = list(gains.values())
         return Result(
             point=point,
             variant=variant,
             against=against,
+            against_point=other_point,
             evaluator=evaluator,
             direction=direction,
             estimate=estimate(values),
@@ -81,7 +91,7 @@ class Results:
         declared = self.sweep.config.primary
         if declared is None:
             return None
-        (point,) = primary_points(self.sweep)
+        (point,) = points_at(self.sweep, declared.at)
         return self.contrast(
             point_key(point), declared.variant, declared.against, self.sweep.evaluator, declared.direction
         )
@@ -91,19 +101,24 @@ class Results:
 
         All that the sweep plans, whether or not its runs are done.
         """
-        attacks = [
-            (point_key(cell.point), cell.variant, HONEST, self.sweep.evaluator)
-            for cell in self.sweep.cells
-            if cell.experiment.attack
-        ]
-        further = [
-            (point, contrast.variant, contrast.against, contrast.evaluator or self.sweep.evaluator)
-            for contrast in self.sweep.config.contrasts
-            for point in self.points
-        ]
-        primary = self.primary()
-        first = primary and (primary.point, primary.variant, primary.against, primary.evaluator)
-        return [self.contrast(*each) for each in dict.fromkeys([*attacks, *further]) if each != first]
+        primary = self.sweep.evaluator
+        each = [(point, variant, HONEST, primary, point) for point, variant in self.planned_attacks()]
+        for declared in self.sweep.config.contrasts:
+            for point in self.points:
+                other = self._against_point(declared, point)
+                if declared.variant != declared.against or point != other:
+                    each.append((point, declared.variant, declared.against, declared.evaluator or primary, other))
+        first = self.primary()
+        apart = first and (first.point, first.variant, first.against, first.evaluator, first.against_point)
+        return [self.contrast(*one[:4], against_point=one[4]) for one in dict.fromkeys(each) if one != apart]
+
+    def planned_attacks(self) -> list[tuple[str, str]]:
+        """Grid point and variant of every attack, whether or not its runs are done."""
+        cells = [cell for cell in self.sweep.cells if cell.experiment.attack]
+        return list(dict.fromkeys((point_key(cell.point), cell.variant) for cell in cells))
+
+    def _against_point(self, declared: ContrastConfig, point: str) -> str:
+        return point_key(points_at(self.sweep, declared.against_at)[0]) if declared.against_at else point
 
 
 def mean(values: Sequence[float]) -> float:

@@ -93,7 +93,7 @@ def _contrasts(family: Sequence[Result]) -> str:
     cells = [
         (
             result.point,
-            f"{result.variant} - {result.against}",
+            _difference(result),
             result.evaluator,
             shown(result.estimate),
             _up(result),
@@ -104,6 +104,11 @@ def _contrasts(family: Sequence[Result]) -> str:
     ]
     header = ("at", "contrast", "evaluator", "mean difference", "up", "p", "Holm p")
     return block(f"Other contrasts: paired t-tests, two-sided, Holm over these {len(cells)}", header, cells)
+
+
+def _difference(result: Result) -> str:
+    elsewhere = f" at {result.against_point}" if result.against_point != result.point else ""
+    return f"{result.variant} - {result.against}{elsewhere}"
 
 
 def _scores(results: Results, evaluator: str, title: str) -> str:

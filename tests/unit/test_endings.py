@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
-from deploy.endings import ServerKilledError, describe, failure
-from steelyard.errors import RunFailedError, UserError
+from deploy.endings import ServerKilledError, describe, failure, finished
+from steelyard.errors import RunFailedError, UserError, WaitTimeoutError
 
 LOG = "a trace\nsteelyard: a known model expected\n"
 
@@ -22,6 +24,16 @@ LOG = "a trace\nsteelyard: a known model expected\n"
 def test_a_servers_end_is_an_error_that_says_what_to_do(code: int, log: str, kind: type, words: str) -> None:
     error = failure(code, log, "the server")
     assert (type(error), str(error)) == (kind, words)
+
+
+def test_a_command_is_run_to_its_end_or_to_its_limit() -> None:
+    environment = dict(os.environ)
+    done = finished(["sh", "-c", "echo out; echo err >&2; exit 3"], "trying", 30.0, environment)
+    assert (done.returncode, done.stdout, done.stderr) == (3, "out\n", "err\n")
+    with pytest.raises(WaitTimeoutError, match=r"^trying: not done within 0\.1 s$"):
+        finished(["sleep", "60"], "trying", 0.1, environment)
+    with pytest.raises(UserError, match=r"^trying: the command no-such-command expected, it is not installed$"):
+        finished(["no-such-command"], "trying", 30.0, environment)
 
 
 def test_anothers_end_is_said_in_words() -> None:

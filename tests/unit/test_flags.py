@@ -36,13 +36,17 @@ def test_an_attacker_is_compared_with_itself_in_the_honest_twin() -> None:
     assert flag_rate([{1: 1.0}], 0, 0.0) is None
 
 
-def test_flag_rates_are_tested_one_sided_and_holm_corrected_over_the_rows() -> None:
-    """Differences .1, .2 and .3: t = .2 / (.1 / sqrt 3), p = 0.0371 with two degrees; never flagged is p = 1/2."""
+def test_flag_rates_are_tested_one_sided_and_holm_corrected_over_what_is_planned() -> None:
+    """Differences .1, .2 and .3: t = .2 / (.1 / sqrt 3), p = 0.0371 with two degrees; never flagged is p = 1/2.
+
+    The third is planned and not run: no row, but it counts.
+    """
     seen = {seed: Flags(threshold=1.0, honest=0.0, attacked=0.1 * (seed + 1)) for seed in range(3)}
     never = {seed: Flags(threshold=1.0, honest=0.0, attacked=0.0) for seed in range(3)}
-    lines = flags_table({("krum", "latent"): seen, ("median", "latent"): never}).splitlines()
+    found = {("krum", "latent"): seen, ("median", "latent"): never, ("mean", "latent"): {}}
+    lines = flags_table(found).splitlines()
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if "latent" in line]
-    assert [row[-2:] for row in cells] == [["0.0371", "0.0742"], ["0.5000", "0.5000"]]
+    assert [row[-2:] for row in cells] == [["0.0371", "0.1113"], ["0.5000", "1.0000"]]
 
 
 def test_a_defence_adds_dues_and_suspicions_to_the_metrics(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 from deploy.sweep import share
 from steelyard.errors import UserError
 from steelyard.parsing import parse
-from steelyard.sweep import HONEST, Sweep, SweepConfig, apply, load_sweep, resolve
+from steelyard.sweep import HONEST, Sweep, SweepConfig, apply, load_sweep, points_at, resolve
 
 ROOT = Path(__file__).parents[2]
 BASE: dict[str, Any] = {
@@ -130,6 +130,15 @@ def test_the_primary_contrast_picks_its_grid_point_and_evaluator() -> None:
     assert made().evaluator == "fedsv_accuracy"
 
 
+def test_grid_points_are_picked_by_values_and_by_parts_of_tables() -> None:
+    krum, mean = {"name": "krum", "f": 2, "neighbours": 3}, {"name": "mean", "pre": ["nnm"]}
+    sweep = made(grid={"data": {"alpha": [0.1]}, "defence": [krum, mean]})
+    assert points_at(sweep, {"defence": {"name": "krum", "f": 2}}) == [{"data.alpha": 0.1, "defence": krum}]
+    assert points_at(sweep, {"data.alpha": 0.1, "defence": mean}) == [{"data.alpha": 0.1, "defence": mean}]
+    assert len(points_at(sweep, {"data": {"alpha": 0.1}})) == 2
+    assert points_at(sweep, {"defence": {"name": "krum", "f": 1}}) == []
+
+
 @pytest.mark.parametrize(
     ("table", "words"),
     [
@@ -154,6 +163,11 @@ def test_the_primary_contrast_picks_its_grid_point_and_evaluator() -> None:
         ({"primary": {"variant": "flip", "direction": "up"}}, "direction: one of 'greater', 'less'"),
         ({"primary": {"variant": "flip"}, "grid": {"data.alpha": [0.1, 0.3]}}, "pick one of 2 points"),
         ({"contrasts": [{"variant": "honest"}]}, "a variant against another"),
+        ({"contrasts": [{"variant": "flip", "against_at": {"data.alpha": 0.1}}]}, "a variant against another"),
+        (
+            {"contrasts": [{"variant": "flip", "against": "flip", "against_at": {"data.alpha": 0.1}}]},
+            "against_at: values of grid keys that pick one of 1 points expected, .* which picks 0",
+        ),
     ],
 )
 def test_a_mistake_is_one_clear_line(table: dict[str, Any], words: str) -> None:

@@ -29,13 +29,18 @@ TABLE: dict[str, Any] = {
     "primary": {"variant": "latent"},
     "contrasts": [{"variant": "latent", "against": "flip"}],
 }
+EVALUATORS = [
+    {"name": "sv", "kind": "fedsv", "utility": "accuracy"},
+    {"name": "leave", "kind": "loo", "utility": "loss"},
+]
 HONEST_TOTAL = 0.1
 GAINS = {"latent": {7: 0.1, 8: 0.2, 9: 0.3}, "flip": {7: -0.1, 8: 0.0, 9: -0.2}}
 ACCURACIES = {HONEST: 0.90, "latent": 0.91, "flip": 0.87, "without": 0.86}
 
 
 def sweep_of(**changes: Any) -> Sweep:
-    return resolve(parse(SweepConfig, {**TABLE, **changes}, "s.toml"), BASE, "s.toml")
+    table = {key: value for key, value in {**TABLE, **changes}.items() if value is not None}
+    return resolve(parse(SweepConfig, table, "s.toml"), BASE, "s.toml")
 
 
 def totals(value: float) -> dict[str, Any]:
@@ -108,11 +113,7 @@ def with_control(sweep: Sweep) -> Sweep:
 
 @pytest.fixture
 def sweep() -> Sweep:
-    evaluators = [
-        {"name": "sv", "kind": "fedsv", "utility": "accuracy"},
-        {"name": "leave", "kind": "loo", "utility": "loss"},
-    ]
-    return sweep_of(set={"evaluators": evaluators})
+    return sweep_of(set={"evaluators": EVALUATORS})
 
 
 def results_of(sweep: Sweep, out: Path) -> Results:
@@ -185,6 +186,25 @@ def test_the_correction_counts_contrasts_that_are_still_to_come(sweep: Sweep, tm
     results = Results(sweep, read_rows(sweep.cells, tmp_path))
     assert [(each.variant, each.p is None) for each in results.family()] == [("flip", False), ("latent", True)]
     assert line_of(markdown(results), "flip - honest")[-2:] == ["0.2254", "0.4508"]
+
+
+def test_a_contrast_between_grid_points_pairs_their_seeds(tmp_path: Path) -> None:
+    """Gains .1 .2 .3 at 0.1 and a half more at 0.3."""
+    contrast = {"variant": "latent", "against": "latent", "against_at": {"data.alpha": 0.1}}
+    grid = {"seed": [7, 8, 9], "data.alpha": [0.1, 0.3]}
+    between = sweep_of(set={"evaluators": EVALUATORS}, grid=grid, contrasts=[contrast], primary=None)
+    rows = results_of(between, tmp_path).rows
+    moved = [replace(row, difference=row.difference + 0.5) if row.point["data.alpha"] == 0.3 else row for row in rows]
+    results = Results(between, moved)
+    assert [(each.point, each.variant, each.against, each.against_point) for each in results.family()][-1] == (
+        "data.alpha=0.3",
+        "latent",
+        "latent",
+        "data.alpha=0.1",
+    )
+    assert len(results.family()) == 5, "two attacks at two points, and no point against itself"
+    line = line_of(markdown(results), "data.alpha=0.3", "latent - latent at data.alpha=0.1")
+    assert line[2:5] == ["sv", "+0.5000 [+0.5000, +0.5000]", "3 of 3"]
 
 
 def test_runs_of_several_source_revisions_are_told(sweep: Sweep, tmp_path: Path) -> None:

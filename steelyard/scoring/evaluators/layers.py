@@ -73,12 +73,12 @@ class Layers:
         joined_m, left_out_m = (1 / (s * self._chance[size_m - 1]) for s in (size_m, n - size_m))
         weight_nm = np.where(member_Cn[rows].T, joined_m, -left_out_m)
         residual_m = values_C[rows]  # V(S) - f(s) of each draw
-        for half in (slice(0, None, 2), slice(1, None, 2)):
-            others = rows[1::2] if half.start == 0 else rows[0::2]
-            level_sC = _level(np.arange(1, n), others, sizes_C, n)
-            residual_m[half] -= (level_sC @ values_C)[size_m[half] - 1]
+        for half in (0, 1):
+            mine = slice(half, None, 2)
+            level_sC = _level(np.arange(1, n), rows[1 - half :: 2], sizes_C, n)
+            residual_m[mine] -= (level_sC @ values_C)[size_m[mine] - 1]
             by_size_ns = np.zeros((n, n - 1))
-            np.add.at(by_size_ns.T, size_m[half] - 1, weight_nm[:, half].T)
+            np.add.at(by_size_ns.T, size_m[mine] - 1, weight_nm[:, mine].T)
             coefficients -= by_size_ns @ level_sC / len(rows)
         np.add.at(coefficients.T, rows, weight_nm.T / len(rows))
         parts_nm = weight_nm * residual_m
