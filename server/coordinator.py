@@ -85,7 +85,9 @@ class Coordinator:
         self._plane: TensorPlane | None = None
         self._changed = threading.Condition(threading.RLock())
         self._uploads: dict[int, Upload] = {}
-        self._latest: dict[int, Upload] = {}  # by client: one each, whatever it announces
+        self._latest: dict[
+            int, Upload
+        ] = {}  # by client, one each; kept over the round, for who asks late what became of it
         self._offers: dict[int, str] = {}
         self._accepted: dict[tuple[int, int], str] = {}
         self._global: BundleFile | None = None
@@ -293,7 +295,6 @@ class Coordinator:
 
     def _open(self, action: OpenRound) -> None:
         self._global = BundleFile.open(self._recordings.global_file(action.round))
-        self._latest.clear()
         deadline_s = round(action.deadline - time.monotonic(), 3)
         self._ledger.event(
             "round_opened",
@@ -321,24 +322,24 @@ class Coordinator:
         transfer = Transfer(id=secrets.token_hex(16), peer=client, manifest=manifest)
         part = self._recordings.update_file(number, client).with_suffix(f".{transfer.id}.part")
         file = BundleFile.create(part, manifest)
-        upload = Upload(client, number, transfer, file, self._global, time.monotonic())
+        upload = Upload(client, number, transfer, file, time.monotonic())
         self._uploads[client] = self._latest[client] = upload
         arrived = self._plane.receive(transfer, upload.file.data)
-        arrived.add_done_callback(functools.partial(self._arrived, upload))
+        arrived.add_done_callback(functools.partial(self._arrived, upload, self._global))
         return transfer
 
     def _cancel(self, upload: Upload) -> None:
         assert self._plane is not None
         self._plane.cancel(upload.transfer.id)
 
-    def _arrived(self, upload: Upload, arrived: Future[None]) -> None:
-        """Make an update that arrived durable, then tell the machine; the receipt comes after both."""
+    def _arrived(self, upload: Upload, base: BundleFile, arrived: Future[None]) -> None:
+        """Make an update to `base` durable once it arrived, then tell the machine; the receipt comes after both."""
         seconds = time.monotonic() - upload.started
         number, client, sha256 = upload.round, upload.client, upload.transfer.manifest.sha256
         receipt = Receipt(round=number, sha256=sha256)
         try:
             arrived.result()
-            self._claim(upload)
+            self._claim(upload, base)
             upload.file.commit(self._recordings.update_file(number, client))
             self._count(upload, seconds)
         except Exception as error:  # noqa: BLE001 - whatever went wrong must reach the client that waits for a receipt
@@ -358,8 +359,8 @@ class Coordinator:
             upload.file.close()
         upload.outcome.set_result(receipt)
 
-    def _claim(self, upload: Upload) -> None:
-        fault = fault_of(upload.client, self._specs, upload.base.flat(), upload.file.flat())
+    def _claim(self, upload: Upload, base: BundleFile) -> None:
+        fault = fault_of(upload.client, self._specs, base.flat(), upload.file.flat())
         if fault is not None:
             raise fault
         with self._changed:

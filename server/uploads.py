@@ -27,7 +27,6 @@ class Upload:
     round: int
     transfer: Transfer
     file: BundleFile
-    base: BundleFile  # the global model that the update is added to
     started: float
     arrived: int = 0  # bytes so far
     claimed: bool = False  # its bytes are verified and it is being made durable: it can't be superseded any more

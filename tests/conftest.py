@@ -94,14 +94,18 @@ class Scripted:
 
     def submit(self, number: int, update: np.ndarray[Any, Any], sent: np.ndarray[Any, Any] | None = None) -> Answer:
         """Announce `update`, send `sent` (the same by default), and ask for the receipt."""
+        reply = self.send(number, update, sent)
+        return self.receipt(reply.transfer) if reply.transfer else _answer(reply.receipt)
+
+    def send(self, number: int, update: np.ndarray[Any, Any], sent: np.ndarray[Any, Any] | None = None) -> Any:
+        """The same without the last step; returns what the announcement was answered."""
         manifest = Manifest(self.specs, digest(raw(update)))
         reply = self.offer(number, manifest)
-        if not reply.transfer:
-            return _answer(reply.receipt)
-        transfer = Transfer(id=reply.transfer, peer=SERVER, manifest=manifest)
-        future = self.plane.send(transfer, raw(update if sent is None else sent))
-        future.exception(PATIENCE_S)  # a refusal on the tensor plane is told by the receipt too
-        return self.receipt(reply.transfer)
+        if reply.transfer:
+            transfer = Transfer(id=reply.transfer, peer=SERVER, manifest=manifest)
+            future = self.plane.send(transfer, raw(update if sent is None else sent))
+            future.exception(PATIENCE_S)  # a refusal on the tensor plane is told by the receipt too
+        return reply
 
     def close(self) -> None:
         self.plane.close()

@@ -77,6 +77,17 @@ def test_the_same_update_again_gets_the_same_receipt(make_federation: MakeFedera
     assert len(federation.events("received", round=1)) == 3
 
 
+def test_a_receipt_may_be_asked_for_after_the_next_round_has_opened(make_federation: MakeFederation) -> None:
+    federation = make_federation()
+    (a, b, c), update = open_round(federation)
+    reply = a.send(1, update)
+    for client in (b, c):
+        assert client.submit(1, update).refusal == ""
+    federation.await_event("round_opened", round=2)
+    assert a.receipt(reply.transfer).refusal == "", "it was accepted, however late the client asks"
+    assert not federation.events("refused")
+
+
 def test_a_stale_update_is_refused_after_the_close(make_federation: MakeFederation) -> None:
     federation = make_federation(protocol={"round_deadline_s": 1.5, "quorum": 2, "lease_s": 5.0})
     (a, b, c), update = open_round(federation)
