@@ -39,28 +39,30 @@ def end(shell: Any, pid: int) -> None:
     shell.wait_until(lambda: not shell.runs(pid), f"the end of process {pid}")
 
 
-def interrupt(launcher: Launcher, _pids: dict[str, int]) -> tuple[int, str]:
+def interrupt(_shell: Any, launcher: Launcher, _pids: dict[str, int]) -> tuple[int, str]:
     launcher.send_signal(signal.SIGINT)
     return 130, "interrupted; every process was ended. To go on: steelyard run --resume"
 
 
-def kill_server(_launcher: Launcher, pids: dict[str, int]) -> tuple[int, str]:
+def kill_server(_shell: Any, _launcher: Launcher, pids: dict[str, int]) -> tuple[int, str]:
     os.kill(pids["server"], signal.SIGKILL)
     return 1, "the server was ended by SIGKILL; resume the run to go on"
 
 
-def kill_launcher(launcher: Launcher, pids: dict[str, int]) -> tuple[int, str]:
+def kill_launcher(shell: Any, launcher: Launcher, pids: dict[str, int]) -> tuple[int, str]:
     launcher.kill()
+    # A client that goes on before the server's end would still submit, and close the round.
+    shell.wait_until(lambda: not shell.runs(pids["server"]), "the server's end with its launcher")
     os.kill(pids["client-1"], signal.SIGCONT)  # a stopped process takes note of no signal but the one that kills
     return -signal.SIGKILL, ""
 
 
 @pytest.mark.parametrize("disturb", [interrupt, kill_server, kill_launcher])
 def test_a_disturbed_run_goes_on_to_the_same_scores(
-    disturb: Callable[[Launcher, dict[str, int]], tuple[int, str]], undisturbed: Any, shell: Any
+    disturb: Callable[[Any, Launcher, dict[str, int]], tuple[int, str]], undisturbed: Any, shell: Any
 ) -> None:
     launcher, pids, look, number = stuck(shell)
-    code, words = disturb(launcher, pids)
+    code, words = disturb(shell, launcher, pids)
     left, _, err = shell.finish(launcher)
     assert left == code
     assert words in err
