@@ -127,7 +127,12 @@ def _speed(options: dict[str, str], console: Console, out: Path | None) -> None:
         batches = (100, 32) if shape.height > 8 else (100, 300)
         found = list(timings(case, batches, int(options["workers"]), int(options["repetitions"])))
         table = Table(
-            "path, inner batch", "wall ms", "processor ms", "x published", "range", title=f"A coalition: {what}"
+            "path, inner batch",
+            "wall ms",
+            "processor ms",
+            "x published",
+            "range",
+            title=f"A coalition: {what}; xN: N processes, against the loop on N threads",
         )
         for timing in found:
             low, high = timing.ratios
@@ -144,7 +149,11 @@ def _paths(console: Console) -> None:
     from steelyard.benchmarks.rounds import trained_round
 
     table = Table("data, model, round", "path", "accuracy: most, mean", "loss: most, mean", title="Against plain")
-    for dataset, model, samples, validation in (("digits", "cnn8", 100, 300), ("fashion_mnist", "cnn28", 300, 500)):
+    for dataset, model, clients, samples, validation in (
+        ("digits", "cnn8", 6, 100, 300),
+        ("fashion_mnist", "cnn28", 6, 300, 500),
+        ("fashion_mnist", "resnet18", 3, 100, 100),
+    ):
         for rounds in (1, 4):
             experiment = Experiment(
                 name="bench",
@@ -152,7 +161,7 @@ def _paths(console: Console) -> None:
                 data=DataConfig(dataset=dataset, samples_per_client=samples, validation=validation, test=10),
                 model=ModelConfig(name=model),
                 training=TrainingConfig(epochs=1),
-                clients=ClientsConfig(count=6),
+                clients=ClientsConfig(count=clients),
             )
             try:
                 material = trained_round(experiment)

@@ -105,7 +105,7 @@ class ScoringConfig:
     `examples` of the validation samples (0: all), a stratified part drawn by the seed, are what judges coalitions.
     """
 
-    path: Literal["plain", "im2col", "folded", "im2col_bf16", "folded_bf16"] = "plain"
+    path: Literal["plain", "im2col", "folded", "winograd", "im2col_bf16", "folded_bf16"] = "plain"
     inner_batch: Positive = 100
     device: Literal["cpu", "cuda"] = "cpu"
     workers: Positive = 1

@@ -1,9 +1,9 @@
 """How fast coalitions are evaluated, and how far each path is from the plain one.
 
 Contenders are timed in turns, so that a neighbour on the machine slows all of them; what counts is the ratio. It is one
-of processor time where a contender is one process, since a neighbour takes little of that, and of wall time otherwise.
-The loop that they are compared with is how published code evaluates a coalition: average state dicts, copy the network,
-load, iterate over a DataLoader of 128.
+of processor time where a contender is one thread, since a neighbour takes little of that, and of wall time otherwise;
+several processes are compared with the loop on as many threads. That loop is how published code evaluates a coalition:
+average state dicts, copy the network, load, iterate over a DataLoader of 128.
 
 Legend: E examples, D float values of a state, C coalitions, n clients.
 """
@@ -33,7 +33,7 @@ from steelyard.scoring.utility import Utility
 from steelyard.seeding import torch_generator
 
 PUBLISHED = "published loop"
-_WORKERS = " x"  # in the name of a contender of several processes
+_WORKERS = " x"  # in the name of a contender of several processes, or of the loop with as many threads
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +52,7 @@ class Timing:
     """One contender's medians per coalition, and the median and extremes of how much faster than published it was.
 
     `seconds` is wall time; `processor_s` is processor time, None where other processes do the work, and decides the
-    ratio where it is known.
+    ratio where it is known. Several processes are compared with the published loop on as many threads.
     """
 
     name: str
@@ -64,7 +64,10 @@ class Timing:
 
 @dataclass(frozen=True, kw_only=True)
 class PathError:
-    """The largest and the mean difference of a path's utilities from the plain path's, over all coalitions."""
+    """The largest and the mean difference of a path's utilities from the plain path's, over all coalitions.
+
+    That of the loss is relative where the loss is above 1, as `Bound` has it.
+    """
 
     path: str
     accuracy: tuple[float, float]
@@ -88,7 +91,7 @@ def random_round(case: Case) -> TrainedRound:
 
 
 def timings(case: Case, batches: tuple[int, ...], workers: int, repetitions: int) -> Iterator[Timing]:
-    """Time every path that fits, with each inner batch, and im2col with workers; in turns.
+    """Time every path that fits, with each inner batch, and some with workers; in turns.
 
     Args:
         case: what to evaluate.
@@ -101,6 +104,8 @@ def timings(case: Case, batches: tuple[int, ...], workers: int, repetitions: int
     masks = rng.choice(all_masks(case.clients)[1:], case.coalitions, replace=False)
     with ExitStack() as stack:
         contenders: dict[str, Callable[[Masks], object]] = {PUBLISHED: lambda masks: published(material, masks)}
+        if workers > 1:
+            contenders[f"{PUBLISHED}{_WORKERS}{workers}"] = lambda masks: _on_threads(workers, material, masks)
         for name, path, batch, processes in _contenders(batches, workers):
             try:
                 utility = utility_of(material, path, batch, processes)
@@ -131,7 +136,8 @@ def path_errors(material: TrainedRound, inner_batch: int) -> Iterator[PathError]
         game = utility.round(material.global_D, material.updates, material.samples)
         accuracy, loss = game.view("accuracy").values(masks), game.view("loss").values(masks)
         plain = plain or {"accuracy": accuracy, "loss": loss}
-        off_accuracy, off_loss = abs(accuracy - plain["accuracy"]), abs(loss - plain["loss"])
+        off_accuracy = abs(accuracy - plain["accuracy"])
+        off_loss = abs(loss - plain["loss"]) / np.maximum(1.0, abs(plain["loss"]))
         yield PathError(
             path=path,
             accuracy=(float(off_accuracy.max()), float(off_accuracy.mean())),
@@ -178,8 +184,18 @@ def _contenders(batches: tuple[int, ...], workers: int) -> Iterator[tuple[str, s
         for batch in batches:
             yield f"{path}, {batch}", path, batch, 1
     if workers > 1:
-        for path in ("im2col", "im2col_bf16"):
+        for path in ("im2col", "winograd", "im2col_bf16", "folded_bf16"):
             yield f"{path}{_WORKERS}{workers}, {batches[0]}", path, batches[0], workers
+
+
+def _on_threads(threads: int, material: TrainedRound, masks_Cn: Masks) -> list[float]:
+    """The published loop on several threads, which is what it does with several cores."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        return published(material, masks_Cn)
+    finally:
+        torch.set_num_threads(before)
 
 
 def _evaluator(utility: Utility, material: TrainedRound) -> Callable[[Masks], object]:
@@ -191,8 +207,11 @@ def _evaluator(utility: Utility, material: TrainedRound) -> Callable[[Masks], ob
 
 def _medians(turns: Mapping[str, list[tuple[float, float]]]) -> Iterator[Timing]:
     for name, taken in turns.items():
-        clock = 0 if _WORKERS in name else 1
-        ratios = [theirs[clock] / ours[clock] for theirs, ours in zip(turns[PUBLISHED], taken, strict=True)]
+        _, workers, count = name.partition(",")[0].partition(_WORKERS)
+        clock = 0 if workers else 1
+        ratios = [
+            theirs[clock] / ours[clock] for theirs, ours in zip(turns[PUBLISHED + workers + count], taken, strict=True)
+        ]
         yield Timing(
             name=name,
             seconds=statistics.median(wall for wall, _ in taken),

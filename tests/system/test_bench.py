@@ -121,6 +121,20 @@ def test_every_path_that_fits_is_timed_and_compared() -> None:
     assert 0 < compared["im2col_bf16"].loss[1] <= compared["im2col_bf16"].loss[0] < PATHS["im2col_bf16"][1].loss
 
 
+def test_workers_are_compared_with_the_published_loop_on_as_many_threads() -> None:
+    before = torch.get_num_threads()
+    timed = {timing.name: timing for timing in timings(TINY, (10,), 2, 1)}
+    loop = f"{PUBLISHED} x2"
+    assert {name for name in timed if " x2" in name} == {
+        loop,
+        *(f"{path} x2, 10" for path in ("im2col", "winograd", "im2col_bf16", "folded_bf16")),
+    }
+    assert timed[loop].ratios == (1.0, 1.0)
+    ours = timed["im2col x2, 10"]
+    assert ours.ratio == pytest.approx(timed[loop].seconds / ours.seconds), "of one turn's wall times"
+    assert torch.get_num_threads() == before
+
+
 def test_shapley_values_of_a_game_by_definition() -> None:
     game, values_n = glove_game(2, 3)
     assert shapley(game.values(all_masks(5))) == pytest.approx(values_n)

@@ -8,7 +8,7 @@ from typing import get_args, get_type_hints
 
 import pytest
 import torch
-from torch import nn
+from torch import fx, nn
 from torch.nn import functional
 
 from deploy.prepare import server_half
@@ -19,8 +19,9 @@ from steelyard.errors import UserError
 from steelyard.models import MODELS, FlatModel
 from steelyard.parsing import parse
 from steelyard.scoring.coalitions import all_masks
-from steelyard.scoring.paths import PATHS, make_path
+from steelyard.scoring.paths import PATHS, make_path, pieces
 from steelyard.scoring.paths.folding import folded
+from steelyard.scoring.paths.winograd import Scratch, Tiles, minimal_filtering
 from steelyard.scoring.utility import RoundGame, Utility
 
 SAMPLES = [40, 25, 60, 10]
@@ -150,15 +151,88 @@ def test_a_path_keeps_its_bound_on_a_trained_round(path: str, trained: TrainedRo
 
 
 @pytest.mark.parametrize("name", CHAINS)
-@pytest.mark.parametrize("path", ["im2col", "folded"])
+@pytest.mark.parametrize("path", ["im2col", "folded", "winograd"])
 def test_float32_paths_fit_other_chains(name: str, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(MODELS, name, CHAINS[name])
     assert_within_bound(lambda path: random_game(FlatModel(name, SHAPE), SHAPE, path), path)
 
 
-def test_folded_fits_a_residual_network(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("path", ["folded", "winograd"])
+def test_traced_paths_fit_a_residual_network(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(MODELS, "residual", Residual)
-    assert_within_bound(lambda path: random_game(FlatModel("residual", SHAPE), SHAPE, path), "folded")
+    assert_within_bound(lambda path: random_game(FlatModel("residual", SHAPE), SHAPE, path), path)
+
+
+class Wide(nn.Module):
+    """Enough channels for Winograd's tiles; a norm or none, a ReLU behind, a shortcut, a convolution that shrinks."""
+
+    def __init__(self, shape: Shape) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(shape.channels, 20, 3, padding=1)
+        self.second = nn.Conv2d(20, 24, 3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(24)
+        self.third = nn.Conv2d(24, 24, 3, padding=1, bias=False)
+        self.smaller = nn.Conv2d(24, 32, 3, stride=2, padding="valid")
+        self.last = nn.Conv2d(32, 32, 3, padding=1)
+        self.scale = nn.Parameter(torch.ones(24, 1, 1))
+        self.relu = nn.ReLU()
+        self.out = nn.Linear(32, shape.classes)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.relu(self.norm(self.second(torch.relu(self.first(x)))))
+        x = functional.relu(self.scale * self.third(x) + x)
+        x = self.relu(self.last(self.relu(self.smaller(x))))
+        logits: torch.Tensor = self.out(x.mean((2, 3)))
+        return logits
+
+
+@pytest.mark.parametrize("cache", [1, pieces.CACHE])
+def test_winograd_fits_wide_networks_in_parts_and_as_a_whole(cache: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a cache of a byte every piece takes as few examples as its weights allow; 50 are 16, 16, 16 and 2."""
+    monkeypatch.setitem(MODELS, "wide", Wide)
+    monkeypatch.setattr(pieces, "CACHE", cache)
+    assert_within_bound(lambda path: random_game(FlatModel("wide", SHAPE), SHAPE, path), "winograd")
+
+
+def test_small_parts_are_taken_where_activations_are_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The whole of 11 x 7 x 24 float32 values is 7,392 bytes, so 4 examples fit a cache of 32,000."""
+    monkeypatch.setitem(MODELS, "wide", Wide)
+    monkeypatch.setattr(pieces, "CACHE", 32_000)
+    graph = fx.symbolic_trace(FlatModel("wide", SHAPE).module)
+    with torch.no_grad():
+        first, *others = pieces.cut(graph, pieces.sizes_of(graph, torch.rand(1, 3, 11, 7)))
+        assert first.part == 4
+        assert [piece.part > 8 for piece in others] == [True] * len(others)
+        assert len(others) >= 1
+        x = torch.rand(10, 3, 11, 7)
+        h = x
+        for piece in (first, *others):
+            h = piece(h)
+        assert torch.allclose(h, graph(x), rtol=1e-5, atol=1e-6)
+
+
+def test_minimal_filtering_filters() -> None:
+    inputs, filters, outputs = minimal_filtering()
+    generator = torch.Generator().manual_seed(0)
+    x, f = (torch.randn(n, generator=generator, dtype=torch.float64) for n in (6, 3))
+    expected = torch.stack([(x[i : i + 3] * f).sum() for i in range(4)])
+    assert torch.allclose(outputs @ ((inputs @ x) * (filters @ f)), expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (4, 8), (9, 6), (11, 7)])
+def test_tiles_err_about_as_little_as_a_direct_convolution(height: int, width: int) -> None:
+    generator = torch.Generator().manual_seed(height)
+    conv = nn.Conv2d(48, 32, 3, padding=1)
+    tiles = Tiles(conv, Scratch(), rectifies=False)
+    with torch.no_grad():
+        conv.weight.normal_(generator=generator)
+        x = torch.randn(5, 48, height, width, generator=generator)
+        exact = functional.conv2d(x.double(), conv.weight.double(), conv.bias.double(), padding=1)  # type: ignore[union-attr]
+        tiles.load()
+        for batch in (x, x[:2]):  # a smaller batch finds the larger one's leavings in the scratch
+            error = (tiles(batch) - exact[: len(batch)]).square().mean().sqrt() / exact.std()
+            direct = (conv(batch) - exact[: len(batch)]).square().mean().sqrt() / exact.std()
+            assert direct / 10 < error < 10 * direct
 
 
 def test_folding_by_hand() -> None:

@@ -20,6 +20,7 @@ from steelyard.scoring.paths.base import Path
 from steelyard.scoring.paths.folded import Folded
 from steelyard.scoring.paths.im2col import Im2col
 from steelyard.scoring.paths.plain import Plain
+from steelyard.scoring.paths.winograd import Winograd
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +40,7 @@ PATHS: dict[str, tuple[Callable[[FlatModel, Sequence[torch.Tensor]], Path], Boun
     "plain": (Plain, Bound(loss=0.0, accuracy=0.0)),
     "im2col": (Im2col, Bound(loss=1e-5, accuracy=1e-5)),
     "folded": (Folded, Bound(loss=1e-5, accuracy=1e-5)),
+    "winograd": (Winograd, Bound(loss=1e-5, accuracy=1e-5)),
     "im2col_bf16": (partial(Im2col, dtype=torch.bfloat16), Bound(loss=1e-2, accuracy=2e-2)),
     "folded_bf16": (partial(Folded, dtype=torch.bfloat16), Bound(loss=1e-2, accuracy=2e-2)),
 }

@@ -47,6 +47,12 @@ class Folded:
 
     def logits(self) -> Iterator[torch.Tensor]:
         """Logits [B, classes] of each inner batch."""
+        self._load()
+        for x in self._images:
+            yield self._graph(x).float()
+
+    def _load(self) -> None:
+        """Fill the graph with the model's present state."""
         for mine, conv, norm in self._pairs:
             weight, bias_O = folded(conv, norm)
             assert mine.bias is not None
@@ -55,8 +61,6 @@ class Folded:
             mine.bias.copy_(bias_O)
         for tensor, source in self._others:
             tensor.copy_(source)
-        for x in self._images:
-            yield self._graph(x).float()
 
 
 def _trace(module: nn.Module) -> fx.GraphModule:
