@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -25,6 +26,8 @@ from steelyard.errors import UserError
 from steelyard.report.contrasts import Estimate, estimate
 from steelyard.report.measures import Floats, ranks, root_sum_of_squares
 from steelyard.report.records import REPLAYED, Records, Scores, read_records, read_scores
+
+_DECIDES_NOTHING = {"folder", "workers"}  # of [data] and [scoring]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,10 +71,11 @@ def compare(runs: Sequence[Path]) -> dict[str, list[Comparison]]:
     """Compare evaluators over runs, by experiment name; evaluators in the order of the files.
 
     Raises:
-        UserError: a run has no attackers or no twin, or two runs of one experiment have the same seed.
+        UserError: a run has no attackers or no twin; two runs of one name have one seed, or differ in more than it.
     """
     found: dict[str, dict[str, list[Sample]]] = {}
     seeds: dict[tuple[str, int], Path] = {}
+    first: dict[str, tuple[Path, dict[str, Any]]] = {}
     for run in runs:
         attacked = _records(run)
         experiment = attacked.manifest["experiment"]
@@ -85,6 +89,12 @@ def compare(runs: Sequence[Path]) -> dict[str, list[Comparison]]:
                 f"one run per seed expected of {name}, got {seeds[name, seed]} and {run}, both of seed {seed}"
             )
         seeds[name, seed] = run
+        other, base = first.setdefault(name, (run, experiment))
+        if (key := _difference(base, experiment)) is not None:
+            raise UserError(
+                f"runs of {name} that differ in the seed alone expected: {other} and {run} differ in {key}; "
+                "compare them by two commands"
+            )
         absent = set(experiment["clients"].get("absent", ()))
         honest = _records(run / "honest")
         for evaluator in attacked.scores:
@@ -95,6 +105,22 @@ def compare(runs: Sequence[Path]) -> dict[str, list[Comparison]]:
         name: [_over_seeds(evaluator, samples) for evaluator, samples in evaluators.items()]
         for name, evaluators in found.items()
     }
+
+
+def _difference(one: dict[str, Any], other: dict[str, Any]) -> str | None:
+    """The first key by which two experiments decide different results, the seed aside; None if there is none.
+
+    Of evaluators those that both have are compared. A section that one of them lacks is younger than its run.
+    """
+    for section in sorted(set(one) & set(other) - {"name", "seed", "transport", "evaluators"}):
+        a, b = one[section], other[section]
+        if isinstance(a, dict) and isinstance(b, dict):
+            differing = {key for key in a.keys() | b.keys() if a.get(key) != b.get(key)} - _DECIDES_NOTHING
+            if differing:
+                return f"{section}.{min(differing)}"
+        elif a != b:
+            return section
+    return None
 
 
 def comparison_table(comparisons: Sequence[Comparison]) -> str:

@@ -93,6 +93,22 @@ def test_mistakes_are_named(tmp_path: Path) -> None:
         compare([run, run])
 
 
+def test_runs_that_differ_in_more_than_the_seed_are_not_pooled(tmp_path: Path) -> None:
+    runs = [pair(tmp_path, seed, 1.0) for seed in (0, 1)]
+    file = runs[1] / "manifest.json"
+    manifest = json.loads(file.read_text())
+    for section, key, value in (("scoring", "workers", 2), ("data", "folder", "/elsewhere")):
+        manifest["experiment"][section] = {key: value}
+    file.write_text(json.dumps(manifest))
+    assert compare(runs)["tiny"][0].raw is not None, "where the data lies and how many work decide nothing"
+    manifest["experiment"]["attack"]["steps"] = 5
+    file.write_text(json.dumps(manifest))
+    with pytest.raises(
+        UserError, match=r"runs of tiny that differ in the seed alone expected: .* differ in attack\.steps"
+    ):
+        compare(runs)
+
+
 def test_clients_that_are_left_out_have_no_rank_and_no_part_in_a_mean(tmp_path: Path) -> None:
     """Totals -0.1, 0.3, 0 (absent), 0.2, then 0.1 for client 0: the last of three both times."""
     before, after = [[-0.1, 0.3, 0.0, 0.2]], [[0.1, 0.3, 0.0, 0.2]]
