@@ -132,7 +132,7 @@ def _speed(options: dict[str, str], console: Console, out: Path | None) -> None:
             "processor ms",
             "x published",
             "range",
-            title=f"A coalition: {what}; xN: N processes, against the loop on N threads",
+            title=f"A coalition: {what}; xN: N processes (of the loop N threads), x the faster loop",
         )
         for timing in found:
             low, high = timing.ratios
@@ -266,7 +266,7 @@ def _draw_speed(what: str, found: Sequence[Timing], path: Path, console: Console
         )
         for timing in found
     ]
-    unit = "coalitions per second, x published loop: median and extremes of its turns"
+    unit = "coalitions per second, x published loop (of xN the faster): median and extremes of its turns"
     write_text(path, interval_figure(what, unit, spans) + "\n")
     console.print(f"figure {path}")
 

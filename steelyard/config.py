@@ -191,7 +191,12 @@ class Experiment:
         return tuple(sorted(self.attackers)) if client in self.attackers and self.attack.get("collude") else ()
 
     def digest(self) -> str:
-        """Names what decides the results: 10 hex digits of SHA-256 over all but the rest.
+        """Names what decides the results: 10 hex digits of SHA-256 over it."""
+        text = json.dumps(self.deciding(), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()[:10]
+
+    def deciding(self) -> dict[str, Any]:
+        """What decides the results, as a table: all but the rest.
 
         The rest: name, transport, data folder, the number of scoring workers, and of the devices all but their kind.
         """
@@ -210,8 +215,7 @@ class Experiment:
         del table["scoring"]["workers"]
         if not self.scoring.examples:  # younger too
             del table["scoring"]["examples"]
-        text = json.dumps(table, sort_keys=True, separators=(",", ":"))
-        return hashlib.sha256(text.encode()).hexdigest()[:10]
+        return table
 
 
 @dataclass(frozen=True, kw_only=True)

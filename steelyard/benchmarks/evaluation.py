@@ -2,8 +2,8 @@
 
 Contenders are timed in turns, so that a neighbour on the machine slows all of them; what counts is the ratio. It is one
 of processor time where a contender is one thread, since a neighbour takes little of that, and of wall time otherwise;
-several processes are compared with the loop on as many threads. That loop is how published code evaluates a coalition:
-average state dicts, copy the network, load, iterate over a DataLoader of 128.
+several processes are compared with the loop on one thread or on as many, whichever was faster. That loop is how
+published code evaluates a coalition: average state dicts, copy the network, load, iterate over a DataLoader of 128.
 
 Legend: E examples, D float values of a state, C coalitions, n clients.
 """
@@ -51,8 +51,8 @@ class Case:
 class Timing:
     """One contender's medians per coalition, and the median and extremes of how much faster than published it was.
 
-    `seconds` is wall time; `processor_s` is processor time, None where other processes do the work, and decides the
-    ratio where it is known. Several processes are compared with the published loop on as many threads.
+    `seconds` is wall time; `processor_s` is processor time, None with several processes or threads, and decides the
+    ratio where it is known. Several processes are compared with the faster of the published loop's two forms.
     """
 
     name: str
@@ -207,11 +207,12 @@ def _evaluator(utility: Utility, material: TrainedRound) -> Callable[[Masks], ob
 
 def _medians(turns: Mapping[str, list[tuple[float, float]]]) -> Iterator[Timing]:
     for name, taken in turns.items():
-        _, workers, count = name.partition(",")[0].partition(_WORKERS)
-        clock = 0 if workers else 1
-        ratios = [
-            theirs[clock] / ours[clock] for theirs, ours in zip(turns[PUBLISHED + workers + count], taken, strict=True)
-        ]
+        clock = 0 if _WORKERS in name else 1
+        loops = (
+            [turns[PUBLISHED]] if clock else [theirs for loop, theirs in turns.items() if loop.startswith(PUBLISHED)]
+        )
+        best = [min(theirs[clock] for theirs in turn) for turn in zip(*loops, strict=True)]
+        ratios = [theirs / ours[clock] for theirs, ours in zip(best, taken, strict=True)]
         yield Timing(
             name=name,
             seconds=statistics.median(wall for wall, _ in taken),

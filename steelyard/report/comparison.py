@@ -18,16 +18,15 @@ from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from steelyard.config import Experiment
 from steelyard.errors import UserError
+from steelyard.parsing import parse
 from steelyard.report.contrasts import Estimate, estimate
 from steelyard.report.measures import Floats, ranks, root_sum_of_squares
 from steelyard.report.records import REPLAYED, Records, Scores, read_records, read_scores
-
-_DECIDES_NOTHING = {"folder", "workers"}  # of [data] and [scoring]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +74,7 @@ def compare(runs: Sequence[Path]) -> dict[str, list[Comparison]]:
     """
     found: dict[str, dict[str, list[Sample]]] = {}
     seeds: dict[tuple[str, int], Path] = {}
-    first: dict[str, tuple[Path, dict[str, Any]]] = {}
+    first: dict[str, tuple[Path, Experiment]] = {}
     for run in runs:
         attacked = _records(run)
         experiment = attacked.manifest["experiment"]
@@ -89,8 +88,9 @@ def compare(runs: Sequence[Path]) -> dict[str, list[Comparison]]:
                 f"one run per seed expected of {name}, got {seeds[name, seed]} and {run}, both of seed {seed}"
             )
         seeds[name, seed] = run
-        other, base = first.setdefault(name, (run, experiment))
-        if (key := _difference(base, experiment)) is not None:
+        resolved = parse(Experiment, experiment, f"{run / 'manifest.json'}, experiment")
+        other, base = first.setdefault(name, (run, resolved))
+        if (key := _difference(base, resolved)) is not None:
             raise UserError(
                 f"runs of {name} that differ in the seed alone expected: {other} and {run} differ in {key}; "
                 "compare them by two commands"
@@ -107,20 +107,23 @@ def compare(runs: Sequence[Path]) -> dict[str, list[Comparison]]:
     }
 
 
-def _difference(one: dict[str, Any], other: dict[str, Any]) -> str | None:
-    """The first key by which two experiments decide different results, the seed aside; None if there is none.
+def _difference(one: Experiment, other: Experiment) -> str | None:
+    """What makes two experiments give different results, the seed aside; None if nothing does.
 
-    Of evaluators those that both have are compared. A section that one of them lacks is younger than its run.
+    Of the evaluators those of one name are compared, since runs may have had more added to them.
     """
-    for section in sorted(set(one) & set(other) - {"name", "seed", "transport", "evaluators"}):
-        a, b = one[section], other[section]
-        if isinstance(a, dict) and isinstance(b, dict):
-            differing = {key for key in a.keys() | b.keys() if a.get(key) != b.get(key)} - _DECIDES_NOTHING
-            if differing:
-                return f"{section}.{min(differing)}"
-        elif a != b:
-            return section
-    return None
+    a, b = ({**each.deciding(), "seed": 0} for each in (one, other))
+    theirs, ours = ({table["name"]: table for table in each.pop("evaluators")} for each in (a, b))
+    differing = [f"evaluator {name}" for name in theirs if name in ours and theirs[name] != ours[name]]
+    for section in sorted(set(a) | set(b)):
+        left, right = a.get(section), b.get(section)
+        if isinstance(left, dict) and isinstance(right, dict):
+            differing += [
+                f"{section}.{key}" for key in sorted(set(left) | set(right)) if left.get(key) != right.get(key)
+            ]
+        elif left != right:
+            differing.append(section)
+    return differing[0] if differing else None
 
 
 def comparison_table(comparisons: Sequence[Comparison]) -> str:

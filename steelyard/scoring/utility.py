@@ -64,7 +64,7 @@ class Utility:
         if workers == 1:
             self._evaluation = Evaluation(on_device(model, device), images, labels, inner_batch=inner_batch, path=path)
             return
-        make_path(path, on_device(model, device), [images[:1]])  # refuses here, not in a worker's log
+        make_path(path, on_device(model, device), [images[:2]])  # refuses here, not in a worker's log
         setup = Setup(model=model.name, shape=model.shape, inner_batch=inner_batch, path=path, device=device, worker=0)
         data = {"images": images.numpy(), "labels": labels.numpy()}
         self._pool = WorkerPool(asdict(setup), data, workers)

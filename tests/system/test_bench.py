@@ -129,9 +129,9 @@ def test_workers_are_compared_with_the_published_loop_on_as_many_threads() -> No
         loop,
         *(f"{path} x2, 10" for path in ("im2col", "winograd", "im2col_bf16", "folded_bf16")),
     }
-    assert timed[loop].ratios == (1.0, 1.0)
-    ours = timed["im2col x2, 10"]
-    assert ours.ratio == pytest.approx(timed[loop].seconds / ours.seconds), "of one turn's wall times"
+    ours, faster = timed["im2col x2, 10"], min(timed[loop].seconds, timed[PUBLISHED].seconds)
+    assert ours.ratio == pytest.approx(faster / ours.seconds), "of one turn's wall times"
+    assert timed[loop].ratio == pytest.approx(faster / timed[loop].seconds)
     assert torch.get_num_threads() == before
 
 

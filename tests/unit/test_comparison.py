@@ -93,20 +93,33 @@ def test_mistakes_are_named(tmp_path: Path) -> None:
         compare([run, run])
 
 
+def change(run: Path, section: str, value: object) -> None:
+    file = run / "manifest.json"
+    manifest = json.loads(file.read_text())
+    manifest["experiment"][section] = value
+    file.write_text(json.dumps(manifest))
+
+
 def test_runs_that_differ_in_more_than_the_seed_are_not_pooled(tmp_path: Path) -> None:
     runs = [pair(tmp_path, seed, 1.0) for seed in (0, 1)]
-    file = runs[1] / "manifest.json"
-    manifest = json.loads(file.read_text())
-    for section, key, value in (("scoring", "workers", 2), ("data", "folder", "/elsewhere")):
-        manifest["experiment"][section] = {key: value}
-    file.write_text(json.dumps(manifest))
-    assert compare(runs)["tiny"][0].raw is not None, "where the data lies and how many work decide nothing"
-    manifest["experiment"]["attack"]["steps"] = 5
-    file.write_text(json.dumps(manifest))
-    with pytest.raises(
-        UserError, match=r"runs of tiny that differ in the seed alone expected: .* differ in attack\.steps"
+    live, other = {"name": "fedsv_loss", "kind": "fedsv", "utility": "loss"}, {"name": "loo", "kind": "loo"}
+    change(runs[0], "evaluators", [live])
+    change(runs[1], "evaluators", [other, live])
+    change(runs[1], "scoring", {"workers": 2, "examples": 0})
+    change(runs[1], "data", {"folder": "/elsewhere"})
+    row = compare(runs)["tiny"][0]
+    assert row.raw is not None
+    assert row.raw.n == 2, "where the data lies, how many work, more evaluators, defaults spelled out: no difference"
+    for section, value, key in (
+        ("attack", {"name": "label_flip", "clients": [0], "to": 5}, "attack.to"),
+        ("defence", {"name": "median"}, "defence"),
+        ("evaluators", [{**live, "utility": "accuracy"}], "evaluator fedsv_loss"),
     ):
-        compare(runs)
+        before = json.loads((runs[1] / "manifest.json").read_text())["experiment"].get(section, {})
+        change(runs[1], section, value)
+        with pytest.raises(UserError, match=f"runs of tiny that differ in the seed alone .* differ in {key};"):
+            compare(runs)
+        change(runs[1], section, before)
 
 
 def test_clients_that_are_left_out_have_no_rank_and_no_part_in_a_mean(tmp_path: Path) -> None:

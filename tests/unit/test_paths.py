@@ -21,7 +21,7 @@ from steelyard.parsing import parse
 from steelyard.scoring.coalitions import all_masks
 from steelyard.scoring.paths import PATHS, make_path, pieces
 from steelyard.scoring.paths.folding import folded
-from steelyard.scoring.paths.winograd import Scratch, Tiles, minimal_filtering
+from steelyard.scoring.paths.winograd import Scratch, Tiles, Winograd, minimal_filtering
 from steelyard.scoring.utility import RoundGame, Utility
 
 SAMPLES = [40, 25, 60, 10]
@@ -186,29 +186,105 @@ class Wide(nn.Module):
         return logits
 
 
+class Tangled(Wide):
+    """Convolutions that a ReLU and others read, that are called twice and once rectified, of every other kind."""
+
+    def __init__(self, shape: Shape) -> None:
+        super().__init__(shape)
+        self.same = nn.Conv2d(24, 24, 3, padding="same")
+        self.grouped = nn.Conv2d(24, 24, 3, padding=1, groups=4)
+        self.dilated = nn.Conv2d(24, 24, 3, padding=2, dilation=2)
+        self.circular = nn.Conv2d(24, 24, 3, padding=1, padding_mode="circular")
+        self.pointwise = nn.Conv2d(24, 24, 1)
+        self.inplace = nn.ReLU(inplace=True)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.second(self.first(x))
+        x = torch.relu(x) - x
+        x = torch.relu(self.third(x)) + self.third(self.scale * x)
+        x = self.grouped(self.same(x)) + functional.conv2d(self.scale * x, self.third.weight, padding=1)
+        x = self.pointwise(self.circular(self.dilated(self.inplace(x))))
+        x = self.last(self.smaller(x))
+        x = self.relu(x).view(x.shape[0], 32, -1).mean(2)
+        logits: torch.Tensor = self.out(x)
+        logits.mul_(2.0)  # last, behind what the output node names
+        return logits
+
+
+class Aside(Wide):
+    """A branch that is computed after the logits and thrown away, and channels that are split and put together."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.relu(self.second(torch.relu(self.first(x))))
+        left, right = x.chunk(2, 1)
+        x = self.relu(self.last(self.relu(self.smaller(torch.cat([right, left], 1))))).mean((2, 3))
+        logits: torch.Tensor = self.out(x)
+        x.norm()
+        return logits
+
+
+class Mirrored(Wide):
+    """Each image and its mirror image are one batch for a while, so rows are not examples."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.relu(self.first(torch.cat([x, x.flip(3)])))
+        one, other = self.out(self.second(x).mean((2, 3)).repeat(1, 2)[:, :32]).chunk(2)
+        logits: torch.Tensor = one + other
+        return logits
+
+
 @pytest.mark.parametrize("cache", [1, pieces.CACHE])
-def test_winograd_fits_wide_networks_in_parts_and_as_a_whole(cache: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("network", [Wide, Tangled, Aside, Mirrored])
+def test_winograd_fits_wide_networks_in_parts_and_as_a_whole(
+    network: type[Wide], cache: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """With a cache of a byte every piece takes as few examples as its weights allow; 50 are 16, 16, 16 and 2."""
-    monkeypatch.setitem(MODELS, "wide", Wide)
+    monkeypatch.setitem(MODELS, "wide", network)
     monkeypatch.setattr(pieces, "CACHE", cache)
     assert_within_bound(lambda path: random_game(FlatModel("wide", SHAPE), SHAPE, path), "winograd")
 
 
+class Together(Wide):
+    """Each example is compared with the others of its batch."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.relu(self.first(x))
+        logits: torch.Tensor = self.out(torch.relu(self.second(x - x.mean(0))).mean((2, 3)).repeat(1, 2)[:, :32])
+        return logits
+
+
+def test_a_network_whose_examples_depend_on_each_other_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(MODELS, "together", Together)
+    model = FlatModel("together", SHAPE)
+    make_path("folded", model, [torch.rand(4, 3, 11, 7)])
+    with pytest.raises(UserError, match="Together gives other logits in parts; set path = 'folded'"):
+        make_path("winograd", model, [torch.rand(4, 3, 11, 7)])
+
+
 def test_small_parts_are_taken_where_activations_are_large(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The whole of 11 x 7 x 24 float32 values is 7,392 bytes, so 4 examples fit a cache of 32,000."""
+    """11 x 7 x 24 float32 values are 7,392 bytes, so 4 examples fit a cache of 32,000."""
     monkeypatch.setitem(MODELS, "wide", Wide)
     monkeypatch.setattr(pieces, "CACHE", 32_000)
     graph = fx.symbolic_trace(FlatModel("wide", SHAPE).module)
     with torch.no_grad():
-        first, *others = pieces.cut(graph, pieces.sizes_of(graph, torch.rand(1, 3, 11, 7)))
+        first, *others = pieces.cut(graph, pieces.Sizes(graph, torch.rand(2, 3, 11, 7)))
         assert first.part == 4
         assert [piece.part > 8 for piece in others] == [True] * len(others)
         assert len(others) >= 1
-        x = torch.rand(10, 3, 11, 7)
-        h = x
-        for piece in (first, *others):
-            h = piece(h)
-        assert torch.allclose(h, graph(x), rtol=1e-5, atol=1e-6)
+        for examples in (10, 7, 3):  # a smaller batch finds the larger one's room
+            h = x = torch.rand(examples, 3, 11, 7)
+            for piece in (first, *others):
+                h = piece(h)
+            assert torch.allclose(h, graph(x), rtol=1e-5, atol=1e-6)
+
+
+def test_early_and_late_layers_of_a_resnet_take_different_parts() -> None:
+    shape = Shape(channels=3, height=32, width=32, classes=10)
+    path = make_path("winograd", FlatModel("resnet18", shape), [torch.rand(4, 3, 32, 32)])
+    assert isinstance(path, Winograd)
+    parts = [piece.part for piece in path._pieces]
+    assert parts[0] <= 8, "few large activations"
+    assert max(parts) >= 64, "many large weights"
 
 
 def test_minimal_filtering_filters() -> None:
@@ -232,7 +308,7 @@ def test_tiles_err_about_as_little_as_a_direct_convolution(height: int, width: i
         for batch in (x, x[:2]):  # a smaller batch finds the larger one's leavings in the scratch
             error = (tiles(batch) - exact[: len(batch)]).square().mean().sqrt() / exact.std()
             direct = (conv(batch) - exact[: len(batch)]).square().mean().sqrt() / exact.std()
-            assert direct / 10 < error < 10 * direct
+            assert error < 6 * direct
 
 
 def test_folding_by_hand() -> None:
@@ -292,7 +368,13 @@ def test_a_path_that_does_not_fit_is_refused_when_the_half_is_checked(
     monkeypatch.setitem(MODELS, "linear first", lambda _: nn.Sequential(nn.Linear(3, 4), nn.ReLU()))
     nothing = Shape(channels=1, height=1, width=1, classes=1)  # a half to be checked knows no data set's
     file = tmp_path / "half.json"
-    for path, model in (("im2col", "cnn8"), ("folded", "resnet18"), ("im2col_bf16", ""), ("plain", "linear first")):
+    for path, model in (
+        ("im2col", "cnn8"),
+        ("folded", "resnet18"),
+        ("winograd", "resnet18"),
+        ("im2col_bf16", ""),
+        ("plain", "linear first"),
+    ):
         experiment = parse(Experiment, {"name": "e", "scoring": {"path": path}, "model": {"name": model}}, "e")
         file.write_text(to_json(server_half(experiment, nothing, (RosterEntry(client=0, samples=1),))))
         app.check(file)

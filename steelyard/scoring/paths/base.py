@@ -14,5 +14,6 @@ class Path(Protocol):
     def logits(self) -> Iterator[torch.Tensor]:
         """Float32 logits [B, classes] of each inner batch, in order, under the state that the model holds now.
 
-        A pure function of state and images: nothing of an earlier state may be left in it.
+        A pure function of state and images: nothing of an earlier state may be left in it. The next batch's may be
+        written over these.
         """

@@ -42,7 +42,7 @@ class Folded:
         theirs = dict(module.named_parameters()) | dict(module.named_buffers())
         mine = dict(self._graph.named_parameters()) | dict(self._graph.named_buffers())
         convs = {name for conv, _ in pairs for name in (f"{conv}.weight", f"{conv}.bias")}
-        self._others = [(tensor, theirs[name]) for name, tensor in mine.items() if name not in convs]
+        self._others = [(tensor, theirs[name]) for name, tensor in mine.items() if name in theirs and name not in convs]
         self._images = [x.to(dtype, copy=True, memory_format=torch.channels_last) for x in images]
 
     def logits(self) -> Iterator[torch.Tensor]:
@@ -69,7 +69,7 @@ def _trace(module: nn.Module) -> fx.GraphModule:
         return fx.symbolic_trace(copy.deepcopy(module).eval())
     except (TypeError, ValueError, RuntimeError) as error:  # torch.fx's TraceError is a ValueError
         raise UserError(
-            f"[scoring] path 'folded' fits models whose forward pass torch.fx can trace; {type(module).__name__}: "
+            f"[scoring] paths 'folded' and 'winograd' fit models that torch.fx can trace; {type(module).__name__}: "
             f"{error}; set path = 'plain'"
         ) from None
 
@@ -85,7 +85,7 @@ def _fold(traced: fx.GraphModule) -> list[tuple[str, str]]:
             continue
         conv, norm = str(before.target), str(node.target)
         if conv not in pairs and once[conv] == once[norm] == 1 and foldable(modules[conv], modules[norm]):
-            modules[conv].bias = nn.Parameter(torch.empty(modules[conv].out_channels))
+            modules[conv].bias = nn.Parameter(modules[conv].weight.new_empty(modules[conv].out_channels))
             node.replace_all_uses_with(before)
             traced.graph.erase_node(node)
             pairs[conv] = norm

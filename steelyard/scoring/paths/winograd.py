@@ -18,44 +18,87 @@ from math import prod
 import torch
 from torch import fx, nn
 
+from steelyard.errors import UserError
 from steelyard.models import FlatModel
 from steelyard.scoring.paths.folded import Folded
-from steelyard.scoring.paths.pieces import Piece, cut, sizes_of
+from steelyard.scoring.paths.pieces import Piece, Sizes, cut
 
 TILE, FILTER = 4, 3
 REACH = TILE + FILTER - 1  # inputs that a row of a tile's outputs needs, and points that it takes
 POINTS = (Fraction(0), Fraction(5, 8), Fraction(-5, 8), Fraction(3, 2), Fraction(-3, 2))  # and infinity
+TOLERANCE = 1e-4  # of the largest logit, between examples in parts and at once; rounding stays far below
 LEAST_CHANNELS = 16  # below it, carrying tiles to the points costs more than the products that it saves
 
 
 class Winograd(Folded):
-    """Logits of any model that torch.fx can trace, in float32.
+    """Logits of any model that torch.fx can trace and that treats examples independently, in float32.
 
     Args:
         model: the network.
         images: float32 [B, channels, height, width] of each inner batch.
 
     Raises:
-        UserError: the model's forward pass can't be traced.
+        UserError: the model's forward pass can't be traced, or an example's logits depend on what is beside it.
     """
 
     def __init__(self, model: FlatModel, images: Sequence[torch.Tensor]) -> None:
         super().__init__(model, images)
-        sizes = sizes_of(self._graph, self._images[0][:1]) if self._images else {}
-        scratch = Scratch()
-        self._convolutions = _replace(self._graph, scratch)
-        self._pieces: list[Piece] = cut(self._graph, sizes) if sizes else []
+        self._convolutions: list[Patches] = []
+        self._pieces: list[Piece] = []
+        if not images:  # there is nothing to compute, and nothing to tell sizes by
+            return
+        first = self._images[0]
+        two = first[[0, 1 % len(first)]].contiguous(memory_format=torch.channels_last)
+        with torch.inference_mode():
+            self._invent_weights()
+            expected = self._graph(two)
+            sizes = Sizes(self._graph, two)
+            self._convolutions = _replace(self._graph, Scratch())
+            self._pieces = cut(self._graph, sizes)
+            for convolution in self._convolutions:
+                convolution.load()
+            self._refuse_unless_independent(type(model.module).__name__, two, expected)
 
     def logits(self) -> Iterator[torch.Tensor]:
-        """Logits [B, classes] of each inner batch."""
+        """Logits [B, classes] of each inner batch; the next may overwrite them."""
         self._load()
+        for images in self._images:
+            yield self._through(images, self._pieces)
+
+    def _load(self) -> None:
+        super()._load()
         for convolution in self._convolutions:
             convolution.load()
-        for images in self._images:
-            h = images
-            for piece in self._pieces:
-                h = piece(h)
-            yield h
+
+    def _invent_weights(self) -> None:
+        """Weights of the usual size, so that the network computes something: the model's may not be there yet."""
+        generator = torch.Generator().manual_seed(0)
+        filled = [*(t for mine, *_ in self._pairs for t in mine.parameters()), *(mine for mine, _ in self._others)]
+        for tensor in filled:
+            if tensor.ndim > 1:
+                tensor.copy_(torch.randn(tensor.shape, generator=generator) * (2 / tensor[0].numel()) ** 0.5)
+            elif tensor.is_floating_point():  # a scale, a shift, a mean or a variance
+                tensor.copy_(0.5 + torch.rand(tensor.shape, generator=generator))
+
+    @staticmethod
+    def _through(images: torch.Tensor, pieces: Sequence[Piece]) -> torch.Tensor:
+        h = images
+        for piece in pieces:
+            h = piece(h)
+        return h
+
+    def _refuse_unless_independent(self, name: str, two: torch.Tensor, expected: torch.Tensor) -> None:
+        """Compare two examples one by one with both at once, as the network itself does them."""
+        try:
+            got = self._through(two, [Piece(piece.module, 1) for piece in self._pieces])
+            fits = torch.allclose(got, expected, rtol=0, atol=TOLERANCE * float(expected.abs().max()))
+        except (RuntimeError, IndexError):  # a shape that only the whole batch has
+            fits = False
+        if not fits:
+            raise UserError(
+                f"[scoring] path 'winograd' takes a batch in parts, and fits models whose logits of an example do not "
+                f"depend on the others; {name} gives other logits in parts; set path = 'folded'"
+            )
 
 
 class Scratch:
@@ -102,7 +145,9 @@ class Patches(nn.Module):
         return self._finish(y)
 
     def _padded(self, x: torch.Tensor, above: int, left: int, height: int, width: int) -> torch.Tensor:
-        """The input [B, height, width, C], channels last in memory, with zeros around it."""
+        """The input [B, height, width, C] with zeros around it."""
+        if (height, width) == x.shape[2:]:
+            return x.permute(0, 2, 3, 1)
         padded = self._scratch.room("padded", (len(x), height, width, x.shape[1]), x)
         for edge in (
             padded[:, :above],
@@ -155,7 +200,8 @@ class Tiles(Patches):
             y.copy_(in_place)
         else:
             torch.add(in_place, self.conv.bias, out=y)
-        return self._finish(y.view(batch, down * TILE, right * TILE, outputs)[:, :height, :width])
+        whole = y.view(batch, down * TILE, right * TILE, outputs)[:, :height, :width]
+        return self._finish(whole.contiguous())  # a crop with gaps could not be viewed in other shapes
 
 
 def minimal_filtering() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -178,7 +224,9 @@ def minimal_filtering() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 
 def _replace(graph: fx.GraphModule, scratch: Scratch) -> list[Patches]:
     """Put ours in every ordinary convolution's place, with the ReLU behind it; returns them."""
-    made: dict[str, Patches] = {}
+    made: dict[
+        str, Patches
+    ] = {}  # by the convolution's name; under a new one, since a network may read the old's weights
     modules = dict(graph.named_modules())
     calls = [node for node in graph.graph.nodes if node.op == "call_module"]
     for node in calls:
@@ -190,7 +238,12 @@ def _replace(graph: fx.GraphModule, scratch: Scratch) -> list[Patches]:
         behind = next(iter(node.users)) if alone else None
         rectifies = behind is not None and _rectifies(behind, modules)
         made[name] = (Tiles if _tiles(conv) else Patches)(conv, scratch, rectifies=rectifies)
-        graph.set_submodule(name, made[name])
+        ours = f"{name}_as_product".replace(".", "_")
+        graph.add_submodule(ours, made[name])
+        modules[ours] = made[name]
+        for call in calls:
+            if str(call.target) == name:
+                call.target = ours
         if rectifies and behind is not None:
             behind.replace_all_uses_with(node)
             graph.graph.erase_node(behind)
