@@ -85,9 +85,8 @@ class Coordinator:
         self._plane: TensorPlane | None = None
         self._changed = threading.Condition(threading.RLock())
         self._uploads: dict[int, Upload] = {}
-        self._latest: dict[
-            int, Upload
-        ] = {}  # by client, one each; kept over the round, for who asks late what became of it
+        # By client, one each; kept over the round, for who asks late what became of it.
+        self._latest: dict[int, Upload] = {}
         self._offers: dict[int, str] = {}
         self._accepted: dict[tuple[int, int], str] = {}
         self._global: BundleFile | None = None

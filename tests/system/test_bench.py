@@ -121,7 +121,7 @@ def test_every_path_that_fits_is_timed_and_compared() -> None:
     assert 0 < compared["im2col_bf16"].loss[1] <= compared["im2col_bf16"].loss[0] < PATHS["im2col_bf16"][1].loss
 
 
-def test_workers_are_compared_with_the_published_loop_on_as_many_threads() -> None:
+def test_workers_are_compared_with_the_faster_form_of_the_published_loop() -> None:
     before = torch.get_num_threads()
     timed = {timing.name: timing for timing in timings(TINY, (10,), 2, 1)}
     loop = f"{PUBLISHED} x2"

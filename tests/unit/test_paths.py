@@ -296,7 +296,8 @@ def test_minimal_filtering_filters() -> None:
 
 
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (4, 8), (9, 6), (11, 7)])
-def test_tiles_err_about_as_little_as_a_direct_convolution(height: int, width: int) -> None:
+def test_tiles_err_a_few_times_as_much_as_a_direct_convolution(height: int, width: int) -> None:
+    """Up to 5 times measured; with the usual points 0, +-1 and +-2 it would be 7 to 12."""
     generator = torch.Generator().manual_seed(height)
     conv = nn.Conv2d(48, 32, 3, padding=1)
     tiles = Tiles(conv, Scratch(), rectifies=False)

@@ -3,8 +3,9 @@
 Winograd's minimal filtering makes 4x4 outputs of a 3x3 convolution from 36 products a pair of channels, not from 144:
 tiles of 6x6 inputs and the filter are carried to six points (a polynomial's values), multiplied there and carried back
 (Lavin & Gray 2015, arXiv 1509.09308). Its rounding error hangs on the points; with 0, +-5/8, +-3/2 and infinity it is
-about twice a direct convolution's. Other convolutions multiply patches that are copied out. The batch goes through the
-network in parts that stay in a core's cache (`pieces`), else the copies would cost what the fewer products save.
+two to five times a direct convolution's. Other convolutions multiply patches that are copied out. The batch goes
+through the network in parts that stay in a core's cache (`pieces`), else the copies would cost what the fewer products
+save.
 
 Legend: B examples, C input and O output channels, T tiles or patches of a batch, P 36 pairs of points.
 """
@@ -43,7 +44,7 @@ class Winograd(Folded):
 
     def __init__(self, model: FlatModel, images: Sequence[torch.Tensor]) -> None:
         super().__init__(model, images)
-        self._convolutions: list[Patches] = []
+        self._convolutions: list[Product] = []
         self._pieces: list[Piece] = []
         if not images:  # there is nothing to compute, and nothing to tell sizes by
             return
@@ -115,8 +116,8 @@ class Scratch:
         return self._rooms[name][:values].view(shape)
 
 
-class Patches(nn.Module):
-    """A convolution as the product of its inputs' patches [T, height x width x C] with its filters."""
+class Product(nn.Module):
+    """A convolution that is computed as a matrix product, and the ReLU behind it where there is one."""
 
     def __init__(self, conv: nn.Conv2d, scratch: Scratch, *, rectifies: bool) -> None:
         super().__init__()
@@ -127,22 +128,7 @@ class Patches(nn.Module):
 
     def load(self) -> None:
         """Read the present filters."""
-        self.filters = self.conv.weight.permute(2, 3, 1, 0).flatten(0, 2).contiguous()
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """[B, C, height, width] to [B, O, height, width], channels last."""
-        (rows, columns), (down, right), (above, left) = self.conv.kernel_size, self.conv.stride, _padding(self.conv)
-        height, width = x.shape[2] + 2 * above, x.shape[3] + 2 * left
-        padded = self._padded(x, above, left, height, width)
-        grid = (len(x), (height - rows) // down + 1, (width - columns) // right + 1)
-        b, h, w, c = padded.stride()
-        windows = padded.as_strided((*grid, rows, columns, x.shape[1]), (b, h * down, w * right, h, w, c))
-        patches = self._scratch.room("first", windows.shape, x)
-        patches.copy_(windows)
-        y = (patches.view(prod(grid), -1) @ self.filters).view(*grid, -1)
-        if self.conv.bias is not None:
-            y += self.conv.bias
-        return self._finish(y)
+        raise NotImplementedError
 
     def _padded(self, x: torch.Tensor, above: int, left: int, height: int, width: int) -> torch.Tensor:
         """The input [B, height, width, C] with zeros around it."""
@@ -165,7 +151,30 @@ class Patches(nn.Module):
         return y.permute(0, 3, 1, 2)
 
 
-class Tiles(Patches):
+class Patches(Product):
+    """Any ordinary convolution: its inputs' patches [T, height x width x C] times its filters."""
+
+    def load(self) -> None:
+        """Read the present filters: [height x width x C, O]."""
+        self.filters = self.conv.weight.permute(2, 3, 1, 0).flatten(0, 2).contiguous()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[B, C, height, width] to [B, O, height, width], channels last."""
+        (rows, columns), (down, right), (above, left) = self.conv.kernel_size, self.conv.stride, _padding(self.conv)
+        height, width = x.shape[2] + 2 * above, x.shape[3] + 2 * left
+        padded = self._padded(x, above, left, height, width)
+        grid = (len(x), (height - rows) // down + 1, (width - columns) // right + 1)
+        b, h, w, c = padded.stride()
+        windows = padded.as_strided((*grid, rows, columns, x.shape[1]), (b, h * down, w * right, h, w, c))
+        patches = self._scratch.room("first", windows.shape, x)
+        patches.copy_(windows)
+        y = (patches.view(prod(grid), -1) @ self.filters).view(*grid, -1)
+        if self.conv.bias is not None:
+            y += self.conv.bias
+        return self._finish(y)
+
+
+class Tiles(Product):
     """A 3x3 convolution of stride 1 that keeps the size, by Winograd's minimal filtering in both directions."""
 
     def __init__(self, conv: nn.Conv2d, scratch: Scratch, *, rectifies: bool) -> None:
@@ -222,11 +231,10 @@ def minimal_filtering() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     return torch.linalg.inv(powers(REACH)).T * scale, powers(FILTER) / scale, powers(TILE).T
 
 
-def _replace(graph: fx.GraphModule, scratch: Scratch) -> list[Patches]:
+def _replace(graph: fx.GraphModule, scratch: Scratch) -> list[Product]:
     """Put ours in every ordinary convolution's place, with the ReLU behind it; returns them."""
-    made: dict[
-        str, Patches
-    ] = {}  # by the convolution's name; under a new one, since a network may read the old's weights
+    # By the convolution's name. Ours has a new one: the network may read the old one's weights itself.
+    made: dict[str, Product] = {}
     modules = dict(graph.named_modules())
     calls = [node for node in graph.graph.nodes if node.op == "call_module"]
     for node in calls:
