@@ -27,6 +27,7 @@ from steelyard.parsing import parse
 from steelyard.report.contrasts import Estimate, estimate
 from steelyard.report.measures import Floats, ranks, root_sum_of_squares
 from steelyard.report.records import REPLAYED, Records, Scores, read_records, read_scores
+from steelyard.report.sweep_table import shown
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,10 +147,10 @@ def comparison_table(comparisons: Sequence[Comparison]) -> str:
             "-" if row.raw is None else str(row.raw.n),
             f"{row.calls:.0f}",
             f"{_percent(row.std_error)}, {_percent(row.validation_std_error)}",
-            _cell(row.raw, 3),
-            _cell(row.scaled, 2),
-            _cell(row.paid, 1, scale=100),
-            _cell(row.places, 1),
+            shown(row.raw, 3),
+            shown(row.scaled, 2),
+            shown(row.paid, 1, scale=100),
+            shown(row.places, 1),
             f"{row.up}",
         )
         lines.append("| " + " | ".join(cells) + " |")
@@ -211,10 +212,3 @@ def _over_seeds(evaluator: str, samples: Sequence[Sample]) -> Comparison:
 
 def _percent(part: float | None) -> str:
     return "unknown" if part is None else "0" if part == 0 else f"{100 * part:.1f}"
-
-
-def _cell(figure: Estimate | None, digits: int, scale: float = 1.0) -> str:
-    if figure is None:
-        return "-"
-    mean, low, high = (f"{scale * value:+.{digits}f}" for value in (figure.mean, figure.low, figure.high))
-    return f"{mean} [{low}, {high}]"

@@ -82,6 +82,12 @@ def test_the_command_prints_a_table_per_experiment(tmp_path: Path, capsys: pytes
     assert "| `live` | 2 |" in said
 
 
+def test_a_single_seed_has_no_interval(tmp_path: Path) -> None:
+    table = comparison_table(compare([pair(tmp_path, 0, 3.0)])["tiny"])
+    assert "| +3.000 [one seed] | +3.00 [one seed] |" in table, "of live"
+    assert "inf" not in table
+
+
 def test_mistakes_are_named(tmp_path: Path) -> None:
     run = pair(tmp_path, 0, 1.0)
     with pytest.raises(UserError, match="a run with attackers and an honest twin expected"):
