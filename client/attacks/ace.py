@@ -43,14 +43,14 @@ class Ace:
     def __init__(self, params: AceParams, resources: Resources) -> None:
         self.params = params
         self.resources = resources
-        self.memory = Memory(resources.folder)
+        self.memory = Memory(resources.folder, resources.device)
 
     def update(self, round_: int, global_D: torch.Tensor) -> Result:
         """The honest update, or the predicted step."""
         own, trainable = self.resources, self.resources.model.layout.trainable
         before = self.memory.before(round_)
         models_WP, spans_W = _appended(before, round_, global_D[:trainable], self.params.window)
-        norms = before.get("norms", torch.zeros(0))
+        norms = before.get("norms", torch.zeros(0, device=own.device))
         predicts = round_ > self.params.honest_rounds and len(models_WP) > 1 and len(norms) > 0
         if predicts:
             step_P = predict(models_WP, spans_W[1:])
@@ -60,7 +60,7 @@ class Ace:
         else:
             update_D = own.train(round_, global_D, own.images, own.labels)
             norms = torch.cat([norms, update_D[:trainable].norm().view(1)])
-        seen = torch.tensor([round_])
+        seen = torch.tensor([round_]).to(own.device)
         self.memory.keep(round_, {"models": models_WP, "spans": spans_W, "seen": seen, "norms": norms})
         return Result(update_D=update_D, notes={"predicts": int(predicts), "steps_seen": len(models_WP) - 1})
 
@@ -84,7 +84,7 @@ def _appended(
     The first of these is that of a model no longer kept. A void round's model is the same again: nothing is appended.
     """
     if not before:
-        return model_P[None].clone(), torch.zeros(1, dtype=torch.int64)
+        return model_P[None].clone(), torch.zeros(1, dtype=torch.int64, device=model_P.device)
     models_WP, spans_W = before["models"], before["spans"]
     if not torch.equal(models_WP[-1], model_P):
         models_WP = torch.cat([models_WP, model_P[None]])[-window:]

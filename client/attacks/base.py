@@ -37,11 +37,12 @@ class Ally:
 class Resources:
     """What a client process has.
 
-    `images` [n, channels, height, width] float32 in [0, 1] and `labels` [n] int64 are its shard; `public` is extra
-    knowledge that the experiment declares, disjoint from every shard and from the validation and test sets; `seed` is
-    the client's own; `folder` is its state folder; `decoder` is the file of a decoder trained beforehand, if it was
-    handed one; `client` is its index. Only a colluding attacker has `allies`, in client order and without itself, and
-    `leader_seed`, the seed of the lowest index among them and itself.
+    `images` [n, channels, height, width] float32 in [0, 1] and `labels` [n] int64 are its shard, on the device that
+    its model computes on, as all other tensors are; only generators are the CPU's everywhere, so that every device sees
+    the same draws. `public` is extra knowledge that the experiment declares, disjoint from every shard and from the
+    validation and test sets; `seed` is the client's own; `folder` is its state folder; `decoder` is the file of a
+    decoder trained beforehand, if it was handed one; `client` is its index. Only a colluding attacker has `allies`, in
+    client order and without itself, and `leader_seed`, the seed of the lowest index among them and itself.
     """
 
     model: FlatModel
@@ -57,13 +58,18 @@ class Resources:
     leader_seed: int | None = None
 
     @property
+    def device(self) -> torch.device:
+        """Where it computes: an attack's own tensors belong there, and what a generator drew is moved there."""
+        return self.images.device
+
+    @property
     def shape(self) -> Shape:
         """The images' shape and the number of classes."""
         channels, height, width = self.images.shape[1:]
         return Shape(channels=channels, height=height, width=width, classes=self.model.classes)
 
     def generator(self, purpose: str, round_: int) -> torch.Generator:
-        """A fresh generator for one purpose in one round."""
+        """A fresh generator of the CPU for one purpose in one round."""
         return torch_generator(self.seed, purpose, round_)
 
     def train(self, round_: int, global_D: torch.Tensor, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

@@ -23,7 +23,7 @@ def company_loss(
     model: FlatModel, start_P: torch.Tensor, update_P: torch.Tensor, step_P: torch.Tensor, data: LabelledImages
 ) -> torch.Tensor:
     """Minus the simulated score, a scalar differentiable in the update [P]: gains of labels whole, losses in part."""
-    score = torch.zeros(())
+    score = torch.zeros((), device=update_P.device)
     with torch.no_grad():
         without_K = _by_label(model, start_P + step_P, data)
     for size in OTHERS:

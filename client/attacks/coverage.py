@@ -17,13 +17,16 @@ CANDIDATES = 64  # decoder samples per label among which carriers are sought, at
 
 
 def label_losses(model: FlatModel, decoder: Decoder, generator: torch.Generator) -> torch.Tensor:
-    """The loaded model's mean cross-entropy [C] on decoder samples of each label; 0 for labels the decoder lacks."""
-    known = torch.tensor(decoder.labels)
+    """The loaded model's mean cross-entropy [C] on decoder samples of each label; 0 for labels the decoder lacks.
+
+    The decoder lies on the model's device.
+    """
+    known = torch.tensor(decoder.labels).to(model.state.device)
     labels = known.repeat_interleave(PROBES)
     model.module.eval()
     with torch.no_grad():
         losses = functional.cross_entropy(model(decoder.sample(labels, generator)), labels, reduction="none")
-    losses_C = torch.zeros(model.classes)
+    losses_C = torch.zeros(model.classes, device=model.state.device)
     losses_C[known] = losses.view(-1, PROBES).mean(1)
     return losses_C
 
@@ -38,8 +41,11 @@ def choose_labels(own_C: torch.Tensor, target_C: torch.Tensor, samples: int) -> 
         own_C: the client's own number of samples per label [C].
         target_C: wanted shares per label [C], at least one above 0, in any unit.
         samples: how many labels to choose.
+
+    Returns:
+        Them, on the CPU whatever the arguments lie on: one value after another is looked at.
     """
-    filled_C, target_C = own_C.double(), target_C.double()
+    filled_C, target_C = own_C.double().cpu(), target_C.double().cpu()
     chosen = []
     for _ in range(samples):
         label = int(torch.where(target_C > 0, filled_C / target_C, torch.inf).argmin())
@@ -58,8 +64,8 @@ def carry(
     Returns:
         Latents [samples, L] and carriers, the labels that the decoder makes of them, [samples].
     """
-    carriers = torch.tensor(decoder.labels).repeat_interleave(max(CANDIDATES, samples))
-    latents = torch.randn(len(carriers), decoder.latent, generator=generator)
+    carriers = torch.tensor(decoder.labels).to(model.state.device).repeat_interleave(max(CANDIDATES, samples))
+    latents = torch.randn(len(carriers), decoder.latent, generator=generator).to(carriers.device)
     model.module.eval()
     with torch.no_grad():
         scores = functional.log_softmax(model(decoder(latents, carriers)), dim=1)[:, label]

@@ -19,7 +19,7 @@ class DecoderSamples:
     """Trains on its shard and plain decoder samples of under-covered labels."""
 
     def __init__(self, params: DecoderSamplesParams, resources: Resources) -> None:
-        nothing = torch.zeros(len(resources.labels), dtype=torch.bool)
+        nothing = torch.zeros_like(resources.labels, dtype=torch.bool)
         self.synthesizer = Synthesizer(params, resources, nothing)
 
     def update(self, round_: int, global_D: torch.Tensor) -> Result:

@@ -37,7 +37,7 @@ class FreeRider:
     def __init__(self, params: FreeRiderParams, resources: Resources) -> None:
         self.params = params
         self.resources = resources
-        self.memory = Memory(resources.folder)
+        self.memory = Memory(resources.folder, resources.device)
 
     def update(self, round_: int, global_D: torch.Tensor) -> Result:
         """Zeros or the previous global step, and fading noise."""
@@ -55,6 +55,6 @@ class FreeRider:
                 update_D[:trainable] = step
             deviation = self.params.noise * float(scale) * round_**-self.params.decay
             noise = torch.randn(trainable, generator=self.resources.generator("noise", round_))
-            update_D[:trainable] += deviation * noise
+            update_D[:trainable] += deviation * noise.to(update_D.device)
         self.memory.keep(round_, keep)
         return Result(update_D=update_D, notes={"saw_a_step": int(bool(before)), "noise_std": deviation})

@@ -63,7 +63,7 @@ class Latent:
     def __init__(self, params: LatentParams, resources: Resources) -> None:
         self.params = params
         self.resources = resources
-        self.memory = Memory(resources.folder)
+        self.memory = Memory(resources.folder, resources.device)
         if params.reference == "public":
             resources.public_set('reference = "public"')
         self.withheld = withheld(resources)
@@ -134,14 +134,14 @@ class Latent:
             return from_data(own.model, *own.public_set('reference = "public"')), source
         if source == "decoder":
             decoder = self.synthesizer.decoder
-            labels = torch.tensor(decoder.labels).repeat_interleave(PER_LABEL)
+            labels = torch.tensor(decoder.labels).to(own.device).repeat_interleave(PER_LABEL)
             return from_data(own.model, decoder.sample(labels, own.generator("reference", round_)), labels), source
         return from_data(own.model, own.images[self.withheld], own.labels[self.withheld]), "own"
 
 
 def withheld(resources: Resources) -> torch.Tensor:
     """Marks [n] every fourth sample of each label, at least one of all, that the reference `own` is made of."""
-    marks = torch.zeros(len(resources.labels), dtype=torch.bool)
+    marks = torch.zeros_like(resources.labels, dtype=torch.bool)
     for label in sorted(set(resources.labels.tolist())):
         marks[(resources.labels == label).nonzero().flatten()[3::4]] = True
     if not marks.any():

@@ -15,10 +15,11 @@ from steelyard import bundle
 
 
 class Memory:
-    """Named tensors kept by round in `folder`."""
+    """Named tensors kept by round in `folder`; they come back on `device`."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, device: torch.device) -> None:
         self.folder = folder
+        self.device = device
 
     def before(self, round_: int) -> dict[str, torch.Tensor]:
         """What the latest round before this one left; empty if there was none.
@@ -30,12 +31,12 @@ class Memory:
         if not earlier:
             return {}
         arrays = bundle.read_arrays(self._path(earlier[-1]))
-        return {name: torch.from_numpy(array.copy()) for name, array in arrays.items()}
+        return {name: torch.from_numpy(array.copy()).to(self.device) for name, array in arrays.items()}
 
     def keep(self, round_: int, tensors: Mapping[str, torch.Tensor]) -> None:
         """Leave tensors for later rounds, atomically; what is older than the round before is pruned."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        bundle.write_arrays(self._path(round_), {name: tensor.numpy() for name, tensor in tensors.items()})
+        bundle.write_arrays(self._path(round_), {name: tensor.cpu().numpy() for name, tensor in tensors.items()})
         for old in [kept for kept in self._rounds() if kept < round_][:-1]:
             self._path(old).unlink()
 

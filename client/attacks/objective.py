@@ -96,7 +96,7 @@ class Objective:
             magnitude=(ratios - 1).square().mean(),
             task=logits_loss,
             prior=latents_BL.square().mean(),
-            utility=torch.zeros(()),
+            utility=torch.zeros((), device=latents_BL.device),
         )
 
     def _gradients(self, images: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor, float]]:
@@ -137,7 +137,7 @@ class UpdateObjective:
         images = self.decoder(latents_BL, self.carriers)
         update_P = self.training(images, self.labels)
         model.module.eval()
-        utility = torch.zeros(())
+        utility = torch.zeros((), device=latents_BL.device)
         if self.reference.data is not None:
             x, y = self.reference.data
             if self.company_P is None:

@@ -83,10 +83,10 @@ def simba(
         The images, and the queries spent on each point [n].
     """
     flat = images.flatten(1).clone()
-    order = torch.rand(flat.shape, generator=generator).argsort(1)
+    order = torch.rand(flat.shape, generator=generator).argsort(1).to(flat.device)
     known = probabilities(images)
     right, best = known.argmax(1) == labels, _of(known, labels)
-    spent = torch.ones(len(labels), dtype=torch.int64)
+    spent = torch.ones_like(labels)
     for pixel in order.T:
         untouched = torch.ones_like(right)
         for sign in (1, -1):
@@ -94,7 +94,7 @@ def simba(
             if not len(rows):
                 continue
             trial = flat[rows]
-            at = torch.arange(len(rows)), pixel[rows]
+            at = torch.arange(len(rows), device=rows.device), pixel[rows]
             trial[at] = (trial[at] + sign * eps).clamp(0, 1)
             answer = probabilities(trial.view(-1, *images.shape[1:]))
             spent[rows] += 1

@@ -34,10 +34,10 @@ class RandomNoise:
         own, scale = self.resources, self.params.scale
         generator = own.generator("noise", round_)
         if self.params.target == "inputs":
-            noise = torch.randn(own.images.shape, generator=generator)
+            noise = torch.randn(own.images.shape, generator=generator).to(own.device)
             return Result(update_D=own.train(round_, global_D, (own.images + scale * noise).clamp(0, 1), own.labels))
         update_D = own.train(round_, global_D, own.images, own.labels)
         trainable = update_D[: own.model.layout.trainable]
         rms = trainable.square().mean().sqrt()
-        trainable += scale * rms * torch.randn(trainable.shape, generator=generator)
+        trainable += scale * rms * torch.randn(trainable.shape, generator=generator).to(own.device)
         return Result(update_D=update_D, notes={"noise_std": float(scale * rms)})

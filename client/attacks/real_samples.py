@@ -55,8 +55,9 @@ class RealSamples:
         own.model.module.eval()
         with torch.no_grad():
             losses = functional.cross_entropy(own.model(self.images), self.labels, reduction="none")
-        known_C = torch.bincount(self.labels, minlength=own.model.classes)
-        losses_C = torch.bincount(self.labels, weights=losses.double(), minlength=own.model.classes)
+        known_C = torch.bincount(self.labels.cpu(), minlength=own.model.classes)
+        # summed on the CPU: a GPU has no deterministic sum by label
+        losses_C = torch.bincount(self.labels.cpu(), weights=losses.double().cpu(), minlength=own.model.classes)
         target_C = (known_C > 0) * (losses_C / known_C.clamp(min=1)).clamp(min=1e-3) ** self.params.tilt
         own_C = torch.bincount(own.labels, minlength=own.model.classes)
         return torch.bincount(choose_labels(own_C, target_C, self.params.samples)).tolist()

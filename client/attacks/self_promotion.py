@@ -57,7 +57,7 @@ class Evaluator:
 
     def loss(self, update_D: torch.Tensor) -> tuple[float, torch.Tensor]:
         """The mean loss of the coalitions joined by an update [D], and its gradient [P] in the update."""
-        total, slope_P = 0.0, torch.zeros(self.model.layout.trainable)
+        total, slope_P = 0.0, torch.zeros_like(update_D[: self.model.layout.trainable])
         for base_D, size in zip(self.bases_SD, self.sizes_S, strict=True):
             loss = self._loss_at(self.global_D + (base_D + update_D) / (size + 1))
             parts = torch.autograd.grad(loss, self.model.parameters)
@@ -85,9 +85,9 @@ class SelfPromotion:
     def __init__(self, params: SelfPromotionParams, resources: Resources) -> None:
         self.params = params
         self.resources = resources
-        self.memory = Memory(resources.folder)
+        self.memory = Memory(resources.folder, resources.device)
         own = resources
-        seen = torch.ones(len(own.labels), dtype=torch.bool)
+        seen = torch.ones_like(own.labels, dtype=torch.bool)
         self.validation: LabelledImages
         if params.validation == "own":
             seen = ~withheld(own)

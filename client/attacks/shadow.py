@@ -59,7 +59,7 @@ class Shadow:
         self.params = params
         self.resources = resources
         own = resources
-        self.kept = torch.zeros(len(own.labels), dtype=torch.bool)
+        self.kept = torch.zeros_like(own.labels, dtype=torch.bool)
         if params.reference == "public":
             self.reference = own.public_set('reference = "public"')
         else:

@@ -30,8 +30,9 @@ def resample(images: torch.Tensor, labels: torch.Tensor, size: int, generator: t
 
 def skewed(images: torch.Tensor, labels: torch.Tensor, size: int, generator: torch.Generator) -> LabelledImages:
     """A shard of `size` samples drawn with replacement whose label shares are Dirichlet(1): uneven, as clients' are."""
-    count_C = torch.bincount(labels)
+    drawn_from = labels.cpu()
+    count_C = torch.bincount(drawn_from)
     share_C = torch.empty(len(count_C)).exponential_(generator=generator)
-    weights = share_C[labels] / count_C[labels]
+    weights = share_C[drawn_from] / count_C[drawn_from]
     drawn = torch.multinomial(weights, size, replacement=True, generator=generator)
     return images[drawn], labels[drawn]

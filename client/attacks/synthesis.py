@@ -68,10 +68,13 @@ class Synthesizer:
             raise UserError('[attack] a shard of at least 2 samples expected: reference "own" withholds one, got 1')
         if params.decoder_sha256:
             unseen = params.decoder_source == "own" and bool(withheld.any())
-            self.decoder: Decoder = handed_decoder(resources, params.decoder_sha256, unseen=unseen)
+            decoder = handed_decoder(resources, params.decoder_sha256, unseen=unseen)
         else:
             seed = derive_seed(resources.seed, "decoder")
-            self.decoder = cached_decoder(resources.folder, images, labels, resources.shape, params.decoder, seed)
+            # trained on the CPU wherever the client computes: one decoder, one digest
+            images, labels = images.cpu(), labels.cpu()
+            decoder = cached_decoder(resources.folder, images, labels, resources.shape, params.decoder, seed)
+        self.decoder: Decoder = decoder.to(resources.device)
 
     def draft(self, round_: int, global_D: torch.Tensor) -> Draft:
         """Labels that the client thinks under-covered, and first latents; loads the model.
@@ -81,17 +84,17 @@ class Synthesizer:
         own = self.resources
         own.model.load(global_D)
         losses_C = label_losses(own.model, self.decoder, own.generator("probe", round_))
-        known = list(self.decoder.labels)
-        target_C = torch.zeros(own.model.classes)
+        known = torch.tensor(self.decoder.labels)
+        target_C = torch.zeros_like(losses_C)
         if self.params.labels == "all" and round_ > 1:
             target_C += losses_C[known].mean().clamp(min=1e-3) ** self.params.tilt
         target_C[known] = losses_C[known].clamp(min=1e-3) ** self.params.tilt
         own_C = torch.bincount(own.labels, minlength=own.model.classes)
-        labels = choose_labels(own_C, target_C, self.params.samples)
+        labels = choose_labels(own_C, target_C, self.params.samples).to(own.device)
         generator = own.generator("latents", round_)
-        latents_BL = torch.randn(len(labels), self.decoder.latent, generator=generator)
+        latents_BL = torch.randn(len(labels), self.decoder.latent, generator=generator).to(own.device)
         carriers = labels.clone()
-        for label in sorted(set(labels.tolist()) - set(known)):
+        for label in sorted(set(labels.tolist()) - set(self.decoder.labels)):
             chosen = labels == label
             latents_BL[chosen], carriers[chosen] = carry(own.model, self.decoder, label, int(chosen.sum()), generator)
         return Draft(latents_BL=latents_BL, carriers=carriers, labels=labels)

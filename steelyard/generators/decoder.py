@@ -5,7 +5,7 @@ Legend: B samples, L latent values, C labels.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -48,8 +48,12 @@ class Decoder:
         return torch.sigmoid(KINDS[self.kind].decode(self.weights, latents_BL, labels_B, self.shape))
 
     def sample(self, labels_B: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        """Images of given labels from latents drawn from the standard normal prior."""
-        return self(torch.randn(len(labels_B), self.latent, generator=generator), labels_B)
+        """Images of given labels from latents drawn from the standard normal prior by a generator of the CPU."""
+        return self(torch.randn(len(labels_B), self.latent, generator=generator).to(labels_B.device), labels_B)
+
+    def to(self, device: torch.device) -> Decoder:
+        """The same decoder with its weights on a device, where latents and labels are then expected."""
+        return replace(self, weights={name: tensor.to(device) for name, tensor in self.weights.items()})
 
     def save(self, path: Path, provenance: bytes = b"") -> None:
         """Write the decoder as a bundle file, atomically.

@@ -16,43 +16,12 @@ from steelyard.seeding import torch_generator
 from steelyard.training import train
 
 QUICK: dict[str, Any] = {"samples": 8, "decoder": {"hidden": 16, "steps": 20}}
-TABLES: list[dict[str, Any]] = [
-    {"name": "honest"},
-    {"name": "latent", **QUICK, "steps": 2},
-    {"name": "latent", **QUICK, "steps": 2, "decoder_source": "public", "reference": "public", "granularity": "class"},
-    {"name": "latent", **QUICK, "steps": 2, "reference": "own", "align": "batch"},
-    {"name": "latent", **QUICK, "steps": 2, "reference": "decoder"},
-    {"name": "latent", **QUICK, "steps": 2, "align": "update", "labels": "all", "tilt": 0.0},
-    {"name": "decoder_samples", **QUICK},
-    {"name": "label_flip"},
-    {"name": "random_noise"},
-    {"name": "random_noise", "target": "update"},
-    {"name": "free_rider", "noise": 1.0},
-    {"name": "own_repeat"},
-    {"name": "real_samples"},
-    {"name": "public_honest"},
-    {"name": "public_honest", "samples": 20},
-    {"name": "shadow", "models": 2, "steps": 2},
-    {"name": "shadow", "models": 2, "steps": 2, "reference": "public"},
-    {"name": "outlier"},
-    {"name": "outlier", "method": "simba", "queries": 20},
-    {"name": "ace"},
-    {"name": "ace", "honest_rounds": 1, "window": 2},
-    {"name": "self_promotion", "steps": 2, "clients": 2, "coalitions": 2},
-    {"name": "self_promotion", "steps": 2, "clients": 2, "coalitions": 2, "others": "public", "validation": "public"},
-    {"name": "self_promotion", "steps": 2, "clients": 2, "coalitions": 2, "others": "previous_step"},
-    {"name": "scaling"},
-    {"name": "sign_flip"},
-    {"name": "alie"},
-    {"name": "alie", "rule": "quantile"},
-    {"name": "ipm"},
-]
 
 
-def test_every_attack_has_defaults_and_every_variant_is_tried() -> None:
+def test_every_attack_has_defaults_and_every_variant_is_tried(tables: list[dict[str, Any]]) -> None:
     for name in ATTACKS:
         check({"name": name}, public=True, colludes=True)
-    assert {table["name"] for table in TABLES} == set(ATTACKS) - {"sybil"}, "which test_collusion tries"
+    assert {table["name"] for table in tables} == set(ATTACKS) - {"sybil"}, "which test_collusion tries"
 
 
 def test_the_documents_name_every_parameter_and_its_default() -> None:
@@ -71,7 +40,6 @@ def test_the_documents_name_every_parameter_and_its_default() -> None:
                 )
 
 
-@pytest.mark.parametrize("table", TABLES, ids=str)
 def test_a_restart_and_a_round_done_twice_give_the_same_bits(
     table: dict[str, Any], resources: Resources, states: list[torch.Tensor]
 ) -> None:
@@ -87,7 +55,6 @@ def test_a_restart_and_a_round_done_twice_give_the_same_bits(
     assert torch.equal(before, torch.random.get_rng_state())
 
 
-@pytest.mark.parametrize("table", TABLES, ids=str)
 def test_another_seed_gives_another_update(
     table: dict[str, Any], resources: Resources, states: list[torch.Tensor]
 ) -> None:
