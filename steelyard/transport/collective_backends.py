@@ -6,6 +6,9 @@ that sends more than the other expects aborts that process, uncatchably: only fo
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
+import math
 import os
 import socket
 import threading
@@ -20,11 +23,13 @@ from torch._C._distributed_c10d import Store  # public by another path, which to
 
 from steelyard.errors import UserError
 from steelyard.transport.rendezvous import Box, found
+from steelyard.transport.settings import TransportConfig
 
 SERVER_RANK, CLIENT_RANK = 0, 1
 MOVE_TAG, BREAK_TAG = 1, 2
 UNDER_WAY = 2  # chunks at once: one travels while the one before it is hashed
 LOOK_S = 0.001
+ADDRESS_OF = 0x8915  # Linux's SIOCGIFADDR
 
 Wait = Callable[[float], None]
 dist: Any = torch.distributed  # whose types lack most of a process group
@@ -125,29 +130,44 @@ class Gloo:
 
 
 class Nccl:
-    """Between two GPUs, by way of buffers on them. Written without one at hand: tests marked `gpu` are to show it.
+    """Between two GPUs, by way of buffers on them.
 
     Args:
         store: where the ends meet.
         rank: this end's.
         device: this end's GPU, e.g. "cuda:1"; the other end's must be another one.
+        interface: what to listen on: an interface's name, or an IPv4 address of this host.
         timeout_s: of the meeting.
+
+    Raises:
+        UserError: there is no such interface or address here.
+        RuntimeError: the other end did not come.
     """
 
     under_way = 1
 
-    def __init__(self, store: PairStore, rank: int, device: str, timeout_s: float) -> None:
+    def __init__(self, store: PairStore, rank: int, device: str, interface: str, timeout_s: float) -> None:
+        # Read by torch and nccl when a group is made. Nothing but our own waits is to end a transfer: torch's watch
+        # would end the process with it, and nccl by itself waits for its peer without end.
+        os.environ |= {
+            "TORCH_NCCL_ASYNC_ERROR_HANDLING": "0",
+            "TORCH_NCCL_ENABLE_MONITORING": "0",
+            "TORCH_NCCL_USE_COMM_NONBLOCKING": "1",
+            "TORCH_NCCL_NONBLOCKING_TIMEOUT": str(math.ceil(timeout_s)),
+            "NCCL_SOCKET_IFNAME": f"={interface_name(interface)}",
+        }
         self._device = torch.device(device)
-        options = dist.ProcessGroupNCCL.Options()
-        options._timeout = timedelta(seconds=timeout_s)  # noqa: SLF001
-        with torch.cuda.device(self._device):
-            self._group = dist.ProcessGroupNCCL(store, rank, 2, options)
         self._peer = 1 - rank
+        self._ending = threading.Lock()
+        self._ended = False
+        with torch.cuda.device(self._device):
+            self._group = dist.ProcessGroupNCCL(store, rank, 2, dist.ProcessGroupNCCL.Options())
+            first = torch.zeros(1, dtype=torch.uint8)  # nccl connects when something moves
+            (self.send if rank == SERVER_RANK else self.receive)(first)(timeout_s)
 
     def send(self, part: torch.Tensor) -> Wait:
         """Begin to send a copy on the GPU."""
-        staged = part.to(self._device)
-        return self._watch(self._group.send([staged], self._peer, MOVE_TAG))
+        return self._watch(self._group.send([part.to(self._device)], self._peer, MOVE_TAG))
 
     def receive(self, part: torch.Tensor) -> Wait:
         """Begin to receive on the GPU; the wait copies to `part`."""
@@ -156,17 +176,22 @@ class Nccl:
 
         def wait(seconds: float) -> None:
             arrived(seconds)
-            part.copy_(staged)
+            with self._ending:
+                if self._ended:  # what came is anything, and the memory may not be ours any more
+                    raise RuntimeError("ended from this side")
+                part.copy_(staged)
 
         return wait
 
     def abort(self) -> None:
         """Break the pair."""
+        with self._ending:
+            self._ended = True
         self._group.abort()
 
     @staticmethod
     def _watch(work: Any) -> Wait:
-        """A wait of the host's: nccl's own only orders work on the GPU."""
+        """A wait of the host's: nccl's own orders work on the GPU, and tells errors once the work is over."""
 
         def wait(seconds: float) -> None:
             end, pause = time.monotonic() + seconds, threading.Event()
@@ -174,10 +199,35 @@ class Nccl:
                 if time.monotonic() >= end:
                     raise RuntimeError(f"not complete within {seconds:g} s")
                 pause.wait(LOOK_S)
-            if work.exception() is not None:
-                raise RuntimeError(str(work.exception()))
+            work.wait(timedelta(seconds=1))
 
         return wait
+
+
+def backend_maker(transport: TransportConfig, rank: int, device: str) -> Callable[[PairStore, float], Backend]:
+    """What makes this end of a pair, by the configuration; `device` is nccl's GPU."""
+    if transport.tensors == "nccl":
+        return lambda store, seconds: Nccl(store, rank, device, transport.interface, seconds)
+    return lambda store, seconds: Gloo(store, rank, transport.interface, seconds)
+
+
+def interface_name(interface: str) -> str:
+    """The name of this host's interface of that name or IPv4 address, since nccl takes names alone.
+
+    Raises:
+        UserError: there is none.
+    """
+    names = [name for _, name in socket.if_nameindex()]
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asked:
+        for name in names:
+            with contextlib.suppress(OSError):  # one without an IPv4 address
+                answer = fcntl.ioctl(asked, ADDRESS_OF, name.encode().ljust(256, b"\0"))
+                if interface in (name, socket.inet_ntoa(answer[20:24])):
+                    return name
+    raise UserError(
+        f"[transport] interface: one of {', '.join(names)} with an IPv4 address, or its address, expected with "
+        f"tensors = 'nccl', got {interface!r}"
+    )
 
 
 def gloo_device(interface: str) -> Any:

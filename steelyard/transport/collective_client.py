@@ -19,7 +19,7 @@ from protos import federation_pb2_grpc
 from steelyard.errors import RefusedError, RemoteFault, SteelyardError
 from steelyard.transport.base import Sink, Transfer, size_fault
 from steelyard.transport.collective import PairEnd
-from steelyard.transport.collective_backends import CLIENT_RANK, Gloo, Nccl, gloo_device, gpu_name
+from steelyard.transport.collective_backends import CLIENT_RANK, backend_maker, gloo_device, gpu_name
 from steelyard.transport.faults import fault_of
 from steelyard.transport.pending import Entry, Pending
 from steelyard.transport.rendezvous import RemoteBox
@@ -171,10 +171,7 @@ class CollectiveClientPlane:
             if self._closed:
                 raise RefusedError("LATE", "the tensor plane was closed")
             self._pair = pair
-        if self._transport.tensors == "nccl":
-            pair.build(lambda store, seconds: Nccl(store, CLIENT_RANK, self._device, seconds))
-        else:
-            pair.build(lambda store, seconds: Gloo(store, CLIENT_RANK, self._transport.interface, seconds))
+        pair.build(backend_maker(self._transport, CLIENT_RANK, self._device))
         return pair
 
     def _stop(self, call: Any) -> None:

@@ -20,7 +20,7 @@ from protos import federation_pb2_grpc
 from steelyard.errors import RefusedError, RemoteFault, SteelyardError, WaitTimeoutError
 from steelyard.transport.base import Sink, Transfer, size_fault
 from steelyard.transport.collective import PairEnd
-from steelyard.transport.collective_backends import SERVER_RANK, Gloo, Nccl, gloo_device, gpu_name
+from steelyard.transport.collective_backends import SERVER_RANK, backend_maker, gloo_device, gpu_name
 from steelyard.transport.faults import refuse
 from steelyard.transport.pending import Entry, Pending
 from steelyard.transport.rendezvous import Mailbox
@@ -224,10 +224,7 @@ class CollectiveServerPlane(federation_pb2_grpc.PairsServicer):
 
     def _build(self, end: _Held) -> None:
         try:
-            if self._transport.tensors == "nccl":
-                end.pair.build(lambda store, seconds: Nccl(store, SERVER_RANK, self._device, seconds))
-            else:
-                end.pair.build(lambda store, seconds: Gloo(store, SERVER_RANK, self._transport.interface, seconds))
+            end.pair.build(backend_maker(self._transport, SERVER_RANK, self._device))
         except SteelyardError:  # the pair keeps it for whoever comes to use it
             return
         finally:
