@@ -15,7 +15,7 @@ import torch.distributed
 from steelyard.devices import use_device
 from steelyard.errors import UserError
 from steelyard.process import run_main
-from steelyard.transport.collective_backends import gloo_device
+from steelyard.transport.collective_backends import gloo_device, interface_name
 
 PORTS = Path("/proc/sys/net/ipv4/ip_local_port_range")
 
@@ -31,6 +31,8 @@ def check(tensors: str, interface: str, devices: list[str]) -> str:
     if tensors in available and not available[tensors]():
         raise UserError(f"[transport] tensors = {tensors!r}: a torch with it expected, {torch.__version__} has none")
     if tensors in available:
+        if tensors == "nccl":
+            interface_name(interface)
         gloo_device(interface)
         found.append(f"{tensors} is there, {interface} is an interface or address of this host")
     if tensors == "gloo" and PORTS.exists():

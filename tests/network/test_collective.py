@@ -24,7 +24,7 @@ from steelyard.bundle import Manifest, TensorSpec, digest, raw
 from steelyard.errors import RefusedError, RemoteFault, SteelyardError, UserError, WaitTimeoutError
 from steelyard.transport.base import SERVER, Transfer
 from steelyard.transport.collective import PairEnd
-from steelyard.transport.collective_backends import CLIENT_RANK, Gloo, gloo_device
+from steelyard.transport.collective_backends import CLIENT_RANK, Gloo, gloo_device, interface_name
 from steelyard.transport.collective_client import CollectiveClientPlane
 from steelyard.transport.collective_server import CollectiveServerPlane, same_gpu
 from steelyard.transport.endpoint import bind, dial, server_options
@@ -306,6 +306,12 @@ def own_listeners() -> list[str]:
             if words[3] == "0A" and f"socket:[{words[9]}]" in inodes:
                 found.append(words[1].partition(":")[0])
     return found
+
+
+def test_nccl_is_told_the_name_of_the_interface_that_has_an_address() -> None:
+    assert [interface_name(given) for given in ("lo", "127.0.0.1")] == ["lo", "lo"]
+    with pytest.raises(UserError, match=r"interface: one of .*lo.* or its address, expected .*, got '192.0.2.1'"):
+        interface_name("192.0.2.1")
 
 
 def test_an_interface_that_is_not_there_is_the_users_mistake() -> None:
