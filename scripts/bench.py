@@ -49,6 +49,7 @@ from steelyard.scoring.coalitions import Floats, all_masks
 if TYPE_CHECKING:
     from steelyard.benchmarks.estimators import Estimate
     from steelyard.benchmarks.evaluation import Timing
+    from steelyard.scoring.evaluation import Device
 
 WIDTH = 120
 COLOURS = (ATTACKER, BENIGN, INK, HONEST, "#4f9d69", "#b8862b")  # as many curves as a legend has room for
@@ -73,6 +74,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--images", type=int, default=2000, help="images; of 8x8 at most 300 (default: 2000)")
     parser.add_argument("--coalitions", type=int, default=2, help="coalitions per turn; of 8x8 16 (default: 2)")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="scoring workers (default: cores)")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="of speed and paths (default: cpu)")
     parser.add_argument("--games", type=Path, default=Path("tests/data/games"), help="complete games as CSV files")
     parser.add_argument("--run", type=Path, help="a run directory, whose last round becomes two games more")
     parser.add_argument("--draws", type=int, default=50, help="repetitions of every estimator (default: 50)")
@@ -88,7 +90,7 @@ def act(arguments: argparse.Namespace) -> int:
         raise UserError(f"--parts: {', '.join(PARTS)} expected, got {sorted(unknown)[0]!r}")
     if min(arguments.repetitions, arguments.images, arguments.coalitions, arguments.workers, arguments.draws) < 1:
         raise UserError("--repetitions, --images, --coalitions, --workers, --draws: 1 or more expected")
-    keys = ("parts", "repetitions", "models", "images", "coalitions", "workers", "games", "draws")
+    keys = ("parts", "repetitions", "models", "images", "coalitions", "workers", "games", "draws", "device")
     options = {key: str(getattr(arguments, key)) for key in keys}
     options |= {"out": str(arguments.out or ""), "run": str(arguments.run or "")}
     command = [sys.executable, "-m", "scripts.bench", json.dumps(options)]
@@ -100,7 +102,8 @@ def measure(options: dict[str, str]) -> None:
     console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else WIDTH)
     found, today = provenance(), dt.datetime.now(dt.UTC).date()
     versions = ", ".join(f"{name} {found['versions'][name]}" for name in ("torch", "numpy", "steelyard"))
-    console.print(f"{today}  {found['processor']}, {found['cores']} cores, 1 thread a process; {versions}")
+    gpu = f", {_gpu()}" if options["device"] == "cuda" else ""
+    console.print(f"{today}  {found['processor']}, {found['cores']} cores{gpu}, 1 thread a process; {versions}")
     parts = options["parts"].split(",")
     out = Path(options["out"]) if options["out"] else None
     if out is not None:
@@ -108,11 +111,24 @@ def measure(options: dict[str, str]) -> None:
     if "speed" in parts:
         _speed(options, console, out)
     if "paths" in parts:
-        _paths(console)
+        _paths(options, console)
     if "estimators" in parts:
         _estimators(options, console, out)
     if "growth" in parts:
         _growth(min(GROWTH_DRAWS, int(options["draws"])), console, out)
+
+
+def _gpu() -> str:
+    """Its name; `UserError` where there is none."""
+    import torch
+
+    from steelyard.devices import use_device
+
+    return torch.cuda.get_device_name(use_device("cuda", "--device"))
+
+
+def _device(options: dict[str, str]) -> Device:
+    return "cuda" if options["device"] == "cuda" else "cpu"
 
 
 def _speed(options: dict[str, str], console: Console, out: Path | None) -> None:
@@ -122,9 +138,9 @@ def _speed(options: dict[str, str], console: Console, out: Path | None) -> None:
         shape = SHAPES.get(model, COLOUR)
         images = int(options["images"]) if shape.height > 8 else min(300, int(options["images"]))
         coalitions = int(options["coalitions"]) if shape.height > 8 else 16
-        case = Case(model=model, shape=shape, examples=images, coalitions=coalitions)
+        case = Case(model=model, shape=shape, examples=images, coalitions=coalitions, device=_device(options))
         what = f"{model}, {images} images of {shape.height}x{shape.width}"
-        batches = (100, 32) if shape.height > 8 else (100, 300)
+        batches = (500, 100) if case.device == "cuda" else (100, 32) if shape.height > 8 else (100, 300)
         found = list(timings(case, batches, int(options["workers"]), int(options["repetitions"])))
         table = Table(
             "path, inner batch",
@@ -144,11 +160,17 @@ def _speed(options: dict[str, str], console: Console, out: Path | None) -> None:
             _draw_speed(what, found, out / f"speed-{model}.svg", console)
 
 
-def _paths(console: Console) -> None:
+def _paths(options: dict[str, str], console: Console) -> None:
     from steelyard.benchmarks.evaluation import path_errors
     from steelyard.benchmarks.rounds import trained_round
 
-    table = Table("data, model, round", "path", "accuracy: most, mean", "loss: most, mean", title="Against plain")
+    table = Table(
+        "data, model, round",
+        "path",
+        "accuracy: most, mean",
+        "loss: most, mean",
+        title=f"On {options['device']}, against plain on the CPU",
+    )
     for dataset, model, clients, samples, validation in (
         ("digits", "cnn8", 6, 100, 300),
         ("fashion_mnist", "cnn28", 6, 300, 500),
@@ -168,7 +190,7 @@ def _paths(console: Console) -> None:
             except UserError as error:
                 console.print(f"{dataset} left out: {error}")
                 break
-            for found in path_errors(material, inner_batch=100):
+            for found in path_errors(material, inner_batch=100, device=_device(options)):
                 accuracy, loss = ("{:.1e}, {:.1e}".format(*pair) for pair in (found.accuracy, found.loss))
                 table.add_row(f"{dataset}, {model}, {rounds}", found.path, accuracy, loss)
     console.print(table)

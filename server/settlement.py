@@ -18,6 +18,7 @@ from steelyard import bundle
 from steelyard.config import ServerHalf
 from steelyard.recording import ClosedRound, Recordings
 from steelyard.report.suspicion import norms_and_cosines, told
+from steelyard.scoring.evaluation import on_device
 from steelyard.scoring.replay import RoundScorer
 from steelyard.seeding import torch_generator
 from steelyard.training import evaluate
@@ -47,7 +48,9 @@ class Settlement:
         self._ledger = ledger
         self._scorer = RoundScorer(half, data, recordings)
         self._scorer.resume(ledger.settled_rounds)
-        self._test = (torch.from_numpy(data["test_images"].copy()), torch.from_numpy(data["test_labels"].copy()))
+        self._tester = on_device(self._scorer.model, half.scoring.device)
+        test = (torch.from_numpy(data[f"test_{name}"].copy()) for name in ("images", "labels"))
+        self._images, self._labels = (tensor.to(self._tester.state.device) for tensor in test)
 
     def close(self) -> None:
         """End the scoring workers, if there are any."""
@@ -72,10 +75,10 @@ class Settlement:
         joined = self._scorer.join(closed)
         next_D = joined.next_D
         manifest = bundle.write(self._recordings.global_file(closed.round + 1), self.specs, bundle.raw(next_D.numpy()))
-        accuracy, loss = evaluate(self._scorer.model, next_D, *self._test)
+        accuracy, loss = evaluate(self._tester, next_D, self._images, self._labels)
         trainable = self._scorer.model.layout.trainable
-        updates_ND = np.stack([update_D[:trainable].numpy() for update_D in recorded.updates] or [np.zeros(trainable)])
-        weights, suspicion = told(recorded.clients, recorded.samples, joined.verdict, norms_and_cosines(updates_ND))
+        updates = [update_D[:trainable].numpy() for update_D in recorded.updates] or [np.zeros(trainable)]
+        weights, suspicion = told(recorded.clients, recorded.samples, joined.verdict, norms_and_cosines(updates))
         metrics = {
             "round": closed.round,
             "accuracy": accuracy,

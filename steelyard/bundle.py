@@ -103,8 +103,8 @@ def specs_of(arrays: Mapping[str, np.ndarray[Any, Any]]) -> tuple[TensorSpec, ..
 class BundleFile:
     """A bundle in a memory-mapped safetensors file.
 
-    `data` is the raw data region (writable only for a file made by `create`); `arrays()` are views of it. The file
-    stays mapped until `close`, and the views must not outlive that.
+    `data` is the raw data region, writable for a file made by `create` or opened `private`; `arrays()` are views of it.
+    The file stays mapped until `close`, and the views must not outlive that.
     """
 
     def __init__(self, path: Path, mapped: mmap.mmap, start: int, manifest: Manifest) -> None:
@@ -132,8 +132,13 @@ class BundleFile:
         return cls(path, mapped, len(header), manifest)
 
     @classmethod
-    def open(cls, path: Path) -> BundleFile:
-        """An existing file, read-only.
+    def open(cls, path: Path, *, private: bool = False) -> BundleFile:
+        """An existing file, which is never changed.
+
+        Args:
+            path: the file.
+            private: whether what is written to its views is kept by this process alone (copy on write: torch has no
+                read-only tensors); otherwise they are read-only.
 
         Raises:
             UserError: there is no such file.
@@ -147,7 +152,7 @@ class BundleFile:
             size = os.fstat(file.fileno()).st_size
             if size < 8:
                 raise BadBundleError("TRUNCATED", f"{path.name}: at least 8 bytes expected, got {size}")
-            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY if private else mmap.ACCESS_READ)
         length = int.from_bytes(mapped[:8], "little")
         if length > min(MAX_HEADER_BYTES, size - 8):
             raise BadBundleError(
@@ -212,13 +217,13 @@ def write_arrays(path: Path, arrays: Mapping[str, np.ndarray[Any, Any]]) -> Mani
     return write(path, specs, memoryview(b"".join(raw(np.ascontiguousarray(a)) for a in arrays.values())))
 
 
-def read_arrays(path: Path) -> dict[str, np.ndarray[Any, Any]]:
-    """Read a bundle file, verify its digest, and return read-only views of it.
+def read_arrays(path: Path, *, private: bool = False) -> dict[str, np.ndarray[Any, Any]]:
+    """Read a bundle file, verify its digest, and return views of it; `private` as for `BundleFile.open`.
 
     Raises:
         BadBundleError: the file is malformed, or its bytes do not match their digest.
     """
-    file = BundleFile.open(path)
+    file = BundleFile.open(path, private=private)
     if digest(file.data) != file.manifest.sha256:
         raise BadBundleError("BAD_DIGEST", f"{path.name}: the bytes do not match the digest in the header")
     return file.arrays()

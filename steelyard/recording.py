@@ -125,13 +125,13 @@ def read_events(run: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines[:-1]]
 
 
-def read_vector(path: Path, *, verify: bool = False) -> Vector:
-    """A recorded model or update as a read-only float32 vector [D], a view of the mapped file.
+def read_vector(path: Path, *, verify: bool = False, private: bool = False) -> Vector:
+    """A recorded model or update as a float32 vector [D], a view of the mapped file; `private` as `BundleFile.open`.
 
     Raises:
         BadBundleError: the file is malformed, or (with `verify`) its bytes do not match their digest.
     """
-    file = BundleFile.open(path)
+    file = BundleFile.open(path, private=private)
     if verify and digest(file.data) != file.manifest.sha256:
         raise BadBundleError("BAD_DIGEST", f"{path.name}: the bytes do not match the digest in the header")
     return file.flat()

@@ -1,7 +1,8 @@
 """The sample-weighted mean of updates. It builds the next global model and every coalition's model alike.
 
 Legend: D is the number of float values of a state. Products and sums are separate element-wise operations in client
-order, without fused multiply-add, so the bits depend neither on vector widths nor on how threads split the work.
+order, without fused multiply-add, so the bits depend neither on vector widths nor on how threads split the work, nor on
+whether the CPU or a GPU does it.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ def fedavg(global_D: torch.Tensor, updates: Sequence[torch.Tensor], samples: Seq
     Raises:
         ValueError: dtypes, sizes or counts do not fit together.
     """
-    _check(global_D, updates, samples)
+    check_round(global_D, updates, samples)
     if not updates:
         return global_D.clone()
     total = sum(samples)
@@ -44,7 +45,8 @@ def weighted_sum(updates: Sequence[torch.Tensor], weights: Sequence[float]) -> t
     return step_D
 
 
-def _check(global_D: torch.Tensor, updates: Sequence[torch.Tensor], samples: Sequence[int]) -> None:
+def check_round(global_D: torch.Tensor, updates: Sequence[torch.Tensor], samples: Sequence[int]) -> None:
+    """Raise ValueError unless dtypes, sizes and counts fit together; see `fedavg`."""
     if len(updates) != len(samples):
         raise ValueError(f"one sample count per update expected, got {len(updates)} updates and {len(samples)} counts")
     if global_D.ndim != 1 or global_D.dtype != torch.float32:

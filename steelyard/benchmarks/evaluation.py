@@ -1,9 +1,9 @@
 """How fast coalitions are evaluated, and how far each path is from the plain one.
 
 Contenders are timed in turns, so that a neighbour on the machine slows all of them; what counts is the ratio. It is one
-of processor time where a contender is one thread, since a neighbour takes little of that, and of wall time otherwise;
-several processes are compared with the loop on one thread or on as many, whichever was faster. That loop is how
-published code evaluates a coalition: average state dicts, copy the network, load, iterate over a DataLoader of 128.
+of processor time where a contender is one thread of the CPU, since a neighbour takes little of that, and of wall time
+otherwise; several processes are compared with the loop on one thread or on as many, whichever was faster. That loop is
+how published code evaluates a coalition: average state dicts, copy the network, load, iterate over a DataLoader of 128.
 
 Legend: E examples, D float values of a state, C coalitions, n clients.
 """
@@ -27,7 +27,8 @@ from steelyard.benchmarks.rounds import TrainedRound
 from steelyard.config import Shape
 from steelyard.errors import UserError
 from steelyard.models import FlatModel
-from steelyard.scoring.coalitions import Masks, all_masks
+from steelyard.scoring.coalitions import Floats, Masks, all_masks
+from steelyard.scoring.evaluation import Device
 from steelyard.scoring.paths import PATHS
 from steelyard.scoring.utility import Utility
 from steelyard.seeding import torch_generator
@@ -38,21 +39,23 @@ _WORKERS = " x"  # in the name of a contender of several processes, or of the lo
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """What is timed: a network, how many images [E] of which shape, and how many coalitions a measurement takes."""
+    """What is timed: a network, how many images [E] of which shape, how many coalitions a turn has, and on what."""
 
     model: str
     shape: Shape
     examples: int
     coalitions: int
     clients: int = 10
+    device: Device = "cpu"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Timing:
     """One contender's medians per coalition, and the median and extremes of how much faster than published it was.
 
-    `seconds` is wall time; `processor_s` is processor time, None with several processes or threads, and decides the
-    ratio where it is known. Several processes are compared with the faster of the published loop's two forms.
+    `seconds` is wall time; `processor_s` is processor time, None with several processes or threads or on a GPU, and
+    decides the ratio where it is known. Several processes are compared with the faster of the published loop's two
+    forms.
     """
 
     name: str
@@ -103,12 +106,14 @@ def timings(case: Case, batches: tuple[int, ...], workers: int, repetitions: int
     rng = np.random.default_rng(0)
     masks = rng.choice(all_masks(case.clients)[1:], case.coalitions, replace=False)
     with ExitStack() as stack:
-        contenders: dict[str, Callable[[Masks], object]] = {PUBLISHED: lambda masks: published(material, masks)}
-        if workers > 1:
+        contenders: dict[str, Callable[[Masks], object]] = {
+            PUBLISHED: lambda masks: published(material, masks, case.device)
+        }
+        if workers > 1 and case.device == "cpu":
             contenders[f"{PUBLISHED}{_WORKERS}{workers}"] = lambda masks: _on_threads(workers, material, masks)
         for name, path, batch, processes in _contenders(batches, workers):
             try:
-                utility = utility_of(material, path, batch, processes)
+                utility = utility_of(material, path, batch, processes, case.device)
             except UserError:  # the path does not fit this network
                 continue
             stack.enter_context(closing(utility))
@@ -121,23 +126,21 @@ def timings(case: Case, batches: tuple[int, ...], workers: int, repetitions: int
                 taken = (time.perf_counter() - wall, time.process_time() - processor)
                 if turn:
                     turns[name].append((taken[0] / len(masks), taken[1] / len(masks)))
-    yield from _medians(turns)
+    yield from _medians(turns, by_wall=case.device != "cpu")
 
 
-def path_errors(material: TrainedRound, inner_batch: int) -> Iterator[PathError]:
-    """Every path against the plain one on all coalitions of a round that was trained."""
+def path_errors(material: TrainedRound, inner_batch: int, device: Device = "cpu") -> Iterator[PathError]:
+    """Every path against the CPU's plain one on all coalitions of a round that was trained."""
     masks = all_masks(len(material.updates))
-    plain: dict[str, np.ndarray[tuple[int], np.dtype[np.float64]]] = {}
+    plain = _utilities(utility_of(material, "plain", inner_batch, workers=1), material, masks)
     for path in PATHS:
         try:
-            utility = utility_of(material, path, inner_batch, workers=1)
+            utility = utility_of(material, path, inner_batch, workers=1, device=device)
         except UserError:
             continue
-        game = utility.round(material.global_D, material.updates, material.samples)
-        accuracy, loss = game.view("accuracy").values(masks), game.view("loss").values(masks)
-        plain = plain or {"accuracy": accuracy, "loss": loss}
-        off_accuracy = abs(accuracy - plain["accuracy"])
-        off_loss = abs(loss - plain["loss"]) / np.maximum(1.0, abs(plain["loss"]))
+        accuracy, loss = _utilities(utility, material, masks)
+        off_accuracy = abs(accuracy - plain[0])
+        off_loss = abs(loss - plain[1]) / np.maximum(1.0, abs(plain[1]))
         yield PathError(
             path=path,
             accuracy=(float(off_accuracy.max()), float(off_accuracy.mean())),
@@ -145,10 +148,16 @@ def path_errors(material: TrainedRound, inner_batch: int) -> Iterator[PathError]
         )
 
 
-def published(material: TrainedRound, masks_Cn: Masks) -> list[float]:
-    """Accuracies of coalitions, the way that published code computes them."""
+def _utilities(utility: Utility, material: TrainedRound, masks_Cn: Masks) -> tuple[Floats, Floats]:
+    """Accuracies and negated losses of coalitions."""
+    game = utility.round(material.global_D, material.updates, material.samples)
+    return game.view("accuracy").values(masks_Cn), game.view("loss").values(masks_Cn)
+
+
+def published(material: TrainedRound, masks_Cn: Masks, device: Device = "cpu") -> list[float]:
+    """Accuracies of coalitions, the way that published code computes them: on a GPU, batches are moved one by one."""
     names = [(spec.name, spec.shape) for spec in material.model.layout.specs]
-    states = [_named(state_D, names) for state_D in (material.global_D, *material.updates)]
+    states = [_named(state_D.to(device), names) for state_D in (material.global_D, *material.updates)]
     loader = DataLoader(TensorDataset(material.images, material.labels), batch_size=128)
     accuracies = []
     for mask in masks_Cn:
@@ -158,12 +167,12 @@ def published(material: TrainedRound, masks_Cn: Masks) -> list[float]:
         for k in members:
             for name in averaged:
                 averaged[name] += states[1 + k][name] * (material.samples[k] / total)
-        network: nn.Module = copy.deepcopy(material.model.module)
+        network: nn.Module = copy.deepcopy(material.model.module).to(device)
         network.load_state_dict(averaged, strict=False)
         network.eval()
         correct, loss = 0, 0.0
         with torch.no_grad():
-            for images, labels in loader:
+            for images, labels in ((x.to(device), y.to(device)) for x, y in loader):
                 logits = network(images)
                 loss += functional.cross_entropy(logits, labels, reduction="sum").item()
                 correct += int((logits.argmax(1) == labels).sum().item())
@@ -171,11 +180,10 @@ def published(material: TrainedRound, masks_Cn: Masks) -> list[float]:
     return accuracies
 
 
-def utility_of(material: TrainedRound, path: str, inner_batch: int, workers: int) -> Utility:
+def utility_of(material: TrainedRound, path: str, inner_batch: int, workers: int, device: Device = "cpu") -> Utility:
     """The engine on a round's validation data."""
-    return Utility(
-        material.model, material.images, material.labels, inner_batch=inner_batch, path=path, workers=workers
-    )
+    images, labels = material.images, material.labels
+    return Utility(material.model, images, labels, inner_batch=inner_batch, path=path, workers=workers, device=device)
 
 
 def _contenders(batches: tuple[int, ...], workers: int) -> Iterator[tuple[str, str, int, int]]:
@@ -205,9 +213,9 @@ def _evaluator(utility: Utility, material: TrainedRound) -> Callable[[Masks], ob
     )
 
 
-def _medians(turns: Mapping[str, list[tuple[float, float]]]) -> Iterator[Timing]:
+def _medians(turns: Mapping[str, list[tuple[float, float]]], *, by_wall: bool) -> Iterator[Timing]:
     for name, taken in turns.items():
-        clock = 0 if _WORKERS in name else 1
+        clock = 0 if by_wall or _WORKERS in name else 1
         loops = (
             [turns[PUBLISHED]] if clock else [theirs for loop, theirs in turns.items() if loop.startswith(PUBLISHED)]
         )

@@ -19,20 +19,20 @@ Floats = NDArray[np.float64]
 BLOCK = 2**16
 
 
-def norms_and_cosines(updates_ND: Any) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def norms_and_cosines(updates_ND: Sequence[Any]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Geometry of one round's updates.
 
     Args:
-        updates_ND: one row per client, trainable parameters only; N >= 1.
+        updates_ND: one row [D] per client, trainable parameters only; N >= 1.
 
     Returns:
         L2 norms [N], and cosine distances [N] (0 same direction, 1 orthogonal, 2 opposite) to the coordinate-wise
         median of the updates. An update or a median of length 0 has no direction: its distance is 1.
     """
-    n, d = updates_ND.shape
+    n, d = len(updates_ND), len(updates_ND[0])
     squares, products, median_square = np.zeros(n), np.zeros(n), 0.0
     for at in range(0, d, BLOCK):
-        block = np.asarray(updates_ND[:, at : at + BLOCK], dtype=np.float64)
+        block = np.array([np.asarray(row[at : at + BLOCK]) for row in updates_ND], dtype=np.float64)
         median = np.median(block, axis=0)
         squares += np.sum(block * block, axis=1)
         products += np.sum(block * median, axis=1)

@@ -50,12 +50,12 @@ class Evaluation:
         self, model: FlatModel, images: torch.Tensor, labels: torch.Tensor, *, inner_batch: int, path: str
     ) -> None:
         self._model = model
-        device = model.state.device
-        self._path = make_path(path, model, torch.split(images.detach().to(device), inner_batch))
-        self._labels = torch.split(labels.to(device, copy=True), inner_batch)
+        self.device = model.state.device
+        self._path = make_path(path, model, torch.split(images.detach().to(self.device), inner_batch))
+        self._labels = torch.split(labels.to(self.device, copy=True), inner_batch)
 
     def outcome(self, state_D: torch.Tensor) -> Outcome:
-        """Evaluate one state [D]."""
+        """Evaluate one state [D], of any device."""
         self._model.load(state_D)
         parts = []
         with torch.inference_mode():

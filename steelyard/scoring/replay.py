@@ -59,6 +59,7 @@ class RoundScorer:
         self._evaluators = make_evaluators(half.evaluators if evaluators is None else evaluators, len(half.roster))
         self._states: dict[str, State] = {}
         self._folded = 0
+        self._recorded: tuple[ClosedRound, RecordedRound] | None = None
         self._validation = (
             torch.from_numpy(data["validation_images"].copy()),
             torch.from_numpy(data["validation_labels"].copy()),
@@ -87,15 +88,19 @@ class RoundScorer:
         self._utility.close()
 
     def read(self, closed: ClosedRound) -> RecordedRound:
-        """A round's game from the recordings, every file's digest verified."""
+        """A round's game from the recordings, every file's digest verified; the last one read is kept."""
+        if self._recorded is not None and self._recorded[0] == closed:
+            return self._recorded[1]
         clients = () if closed.void else closed.received
         files = [self._recordings.update_file(closed.round, client) for client in clients]
-        return RecordedRound(
+        recorded = RecordedRound(
             clients=clients,
             global_D=_vector(self._recordings.global_file(closed.round)),
             updates=tuple(_vector(file) for file in files),
             samples=tuple(self._samples[client] for client in clients),
         )
+        self._recorded = closed, recorded
+        return recorded
 
     def resume(self, number: int) -> None:
         """Take up what the evaluators carried on from a settled round; 0: nothing was settled yet.
@@ -231,4 +236,4 @@ class RoundScorer:
 
 
 def _vector(path: Path) -> torch.Tensor:
-    return torch.from_numpy(read_vector(path, verify=True).copy())
+    return torch.from_numpy(read_vector(path, verify=True, private=True))

@@ -16,7 +16,7 @@ from typing import Literal
 import numpy as np
 import torch
 
-from steelyard.aggregation.fedavg import fedavg
+from steelyard.aggregation.fedavg import check_round, fedavg
 from steelyard.aggregation.round import JoinedRound
 from steelyard.models import FlatModel
 from steelyard.scoring.coalitions import CallCounter, Floats, Masks
@@ -60,11 +60,14 @@ class Utility:
     ) -> None:
         check_data(images, labels, inner_batch)
         self.weights = weights_E
+        self.device = torch.device("cpu")  # where this process makes coalitions' models
         self._pool: WorkerPool | None = None
         if workers == 1:
             self._evaluation = Evaluation(on_device(model, device), images, labels, inner_batch=inner_batch, path=path)
+            self.device = self._evaluation.device
             return
-        make_path(path, on_device(model, device), [images[:2]])  # refuses here, not in a worker's log
+        tried = on_device(model, device)
+        make_path(path, tried, [images[:2].to(tried.state.device)])  # refuses here, not in a worker's log
         setup = Setup(model=model.name, shape=model.shape, inner_batch=inner_batch, path=path, device=device, worker=0)
         data = {"images": images.numpy(), "labels": labels.numpy()}
         self._pool = WorkerPool(asdict(setup), data, workers)
@@ -94,7 +97,7 @@ class Utility:
         Raises:
             ValueError: dtypes, sizes or counts do not fit together.
         """
-        fedavg(global_D, updates, samples)  # refuses what does not fit before the first evaluation
+        check_round(global_D, updates, samples)  # refuses what does not fit before the first evaluation
         return RoundGame(self, global_D, tuple(updates), tuple(samples), progress, joined)
 
     def outcomes(self, game: RoundGame, keys: Sequence[bytes]) -> Iterator[tuple[bytes, Outcome]]:
@@ -132,6 +135,8 @@ class RoundGame:
         self._global_D = global_D
         self._updates = updates
         self._samples = samples
+        # summed where they are evaluated: the bits are the same, and a GPU need not be sent each coalition's model
+        self._there = [state_D if joined else state_D.to(utility.device) for state_D in (global_D, *updates)]
         self._progress = progress
         self._outcomes: dict[bytes, Outcome] = {}
 
@@ -157,11 +162,11 @@ class RoundGame:
     def coalition_state(self, members: Sequence[int]) -> torch.Tensor:
         """The coalition's model [D]: by the round's defence, or else w + sum over members of (n_k / n_S) D_k.
 
-        All participants give the aggregate.
+        All participants give the aggregate. It lies on the evaluating device, a defence's on the CPU.
         """
         if self.joined is not None:
             return self.joined.model(members)
-        return fedavg(self._global_D, [self._updates[k] for k in members], [self._samples[k] for k in members])
+        return fedavg(self._there[0], [self._there[1 + k] for k in members], [self._samples[k] for k in members])
 
     def outcomes(self, keys: Sequence[bytes]) -> list[Outcome]:
         """Outcomes of coalitions, named by their keys (a byte per player); the unknown ones are evaluated in order."""

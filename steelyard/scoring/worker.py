@@ -39,10 +39,12 @@ def work(folder: Path, setup: Setup, requests: BinaryIO, answers: BinaryIO) -> N
     for line in requests:
         request = json.loads(line)
         if "round" in request:
-            arrays = read_arrays(Path(request["round"]))
-            own = [torch.from_numpy(array.copy()) for key, array in arrays.items() if not key.startswith(PART)]
+            arrays = read_arrays(Path(request["round"]), private=True)
+            own = [torch.from_numpy(array) for key, array in arrays.items() if not key.startswith(PART)]
             states, samples, words = own, request["samples"], request["defence"]
             joined = unpacked(words, arrays, states[0], states[1:], samples) if words else None
+            if joined is None:
+                states = [state_D.to(evaluation.device) for state_D in states]
         for key in request.get("keys", ()):
             members = [k for k, member in enumerate(bytes.fromhex(key)) if member]
             if joined is not None:

@@ -117,6 +117,16 @@ def test_opened_views_share_the_mapping_and_are_read_only(path: Path) -> None:
     assert file.data.readonly
 
 
+def test_what_is_written_to_private_views_never_reaches_the_file(path: Path) -> None:
+    write_arrays(path, ARRAYS)
+    before = path.read_bytes()
+    views = read_arrays(path, private=True)
+    views["weight"][:] = 9
+    assert views["weight"].tolist() == [[9, 9, 9], [9, 9, 9]]
+    assert path.read_bytes() == before
+    assert np.array_equal(read_arrays(path)["weight"], ARRAYS["weight"])
+
+
 def test_created_views_are_zero_writable_and_reach_the_file_at_commit(path: Path) -> None:
     manifest = Manifest((TensorSpec("a", "F32", (2,)),), digest(np.array([3, 4], np.float32).tobytes()))
     file = BundleFile.create(path.with_name("x.part"), manifest)

@@ -65,3 +65,12 @@ def test_what_does_not_fit_is_refused(updates: list[torch.Tensor], samples: list
 def test_a_global_state_of_another_type_is_refused() -> None:
     with pytest.raises(ValueError, match="float32 vector expected"):
         fedavg(torch.zeros(2, 2), [], [])
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_gpu_gives_the_bits_of_the_cpu() -> None:
+    generator = torch.Generator().manual_seed(9)
+    w, *updates = (torch.randn(100_003, generator=generator) for _ in range(8))
+    there = fedavg(w.cuda(), [update.cuda() for update in updates], [3, 1, 4, 1, 5, 9, 2])
+    assert torch.equal(there.cpu(), fedavg(w, updates, [3, 1, 4, 1, 5, 9, 2]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import get_args, get_type_hints
 
@@ -13,12 +14,13 @@ from torch.nn import functional
 
 from deploy.prepare import server_half
 from server import app
+from steelyard.benchmarks.evaluation import utility_of
 from steelyard.benchmarks.rounds import TrainedRound, trained_round
 from steelyard.config import ClientsConfig, DataConfig, Experiment, RosterEntry, ScoringConfig, Shape, to_json
 from steelyard.errors import UserError
 from steelyard.models import MODELS, FlatModel
 from steelyard.parsing import parse
-from steelyard.scoring.coalitions import all_masks
+from steelyard.scoring.coalitions import Floats, all_masks
 from steelyard.scoring.paths import PATHS, make_path, pieces
 from steelyard.scoring.paths.folding import folded
 from steelyard.scoring.paths.winograd import Scratch, Tiles, Winograd, minimal_filtering
@@ -148,6 +150,25 @@ def test_a_path_keeps_its_bound_on_a_trained_round(path: str, trained: TrainedRo
 
     assert_within_bound(game, path)
     assert game("plain").view("accuracy").values(all_masks(4)).max() > 0.6, "it has learned"
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("path", [path for path in PATHS if path != "winograd"])
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_path_on_a_gpu_is_within_its_bound_of_plain_on_the_cpu(
+    path: str, workers: int, trained: TrainedRound
+) -> None:
+    def utilities(utility: Utility) -> tuple[Floats, Floats]:
+        with closing(utility):
+            game = utility.round(trained.global_D, trained.updates, trained.samples)
+            return game.view("loss").values(all_masks(4)), game.view("accuracy").values(all_masks(4))
+
+    here = utilities(utility_of(trained, "plain", 64, workers=1))
+    there = utilities(utility_of(trained, path, 64, workers, "cuda"))
+    bound = PATHS[path][1]
+    assert there[0] == pytest.approx(here[0], rel=max(bound.loss, 1e-5), abs=max(bound.loss, 1e-5))
+    assert there[1] == pytest.approx(here[1], abs=max(bound.accuracy, 1 / len(trained.labels)))
 
 
 @pytest.mark.parametrize("name", CHAINS)
@@ -355,6 +376,12 @@ def test_a_model_that_im2col_does_not_fit_is_refused(
     monkeypatch.setitem(MODELS, "other", lambda _: nn.Sequential(first, nn.ReLU()))
     with pytest.raises(UserError, match=f"{said}.*set path = 'plain'"):
         make_path("im2col", FlatModel("other", SHAPE), [])
+
+
+def test_winograd_is_refused_where_there_is_no_cache_to_stay_in() -> None:
+    there = FlatModel("cnn8", Shape(channels=1, height=8, width=8, classes=10), "meta")
+    with pytest.raises(UserError, match="made for a CPU's caches; set path = 'folded', or device = 'cpu'"):
+        make_path("winograd", there, [])
 
 
 def test_a_model_that_cannot_be_traced_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
