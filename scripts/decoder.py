@@ -47,7 +47,6 @@ class Order:
 
     made_of: Provenance
     shape: Shape
-    model: str
     out: str
 
 
@@ -104,7 +103,7 @@ def _write_order(folder: Path, experiment: Experiment, dealt: Deal, source: Any,
         seed=derive_seed(derive_seed(experiment.seed, "client", client), "decoder"),  # as the client itself derives it
         params=dict(experiment.attack.get("decoder", {})),
     )
-    order = Order(made_of=made_of, shape=dealt.shape, model=experiment.model.name, out=str(out.resolve()))
+    order = Order(made_of=made_of, shape=dealt.shape, out=str(out.resolve()))
     write_text(folder / "order.json", to_json(order))
     held_out = dealt.validation, dealt.test
     arrays: dict[str, np.ndarray[Any, Any]] = {
@@ -134,7 +133,7 @@ def train_and_store(order: Order, arrays: dict[str, np.ndarray[Any, Any]]) -> st
     started = time.process_time()
     decoder, losses = train_with_losses(*real, order.shape, params, made_of.seed)
     seconds = round(time.process_time() - started, 2)
-    quality = asdict(judge(decoder, real, held_out, order.model, made_of.seed))
+    quality = asdict(judge(decoder, real, held_out, made_of.seed))
     out = Path(order.out)
     out.mkdir(parents=True, exist_ok=True)
     unnamed = out / f"new-{os.getpid()}.safetensors"

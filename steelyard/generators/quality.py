@@ -40,14 +40,13 @@ class Quality:
     spread: float
 
 
-def judge(decoder: Decoder, real: LabelledImages, held_out: LabelledImages, model: str, seed: int) -> Quality:
-    """Judge a decoder.
+def judge(decoder: Decoder, real: LabelledImages, held_out: LabelledImages, seed: int) -> Quality:
+    """Judge a decoder, by the small network made for its images' size, whatever the federation trains.
 
     Args:
         decoder: what is judged.
         real: the images [n, channels, height, width] and labels [n] that it was trained on.
         held_out: others; of labels that the decoder knows, the rest is left out.
-        model: the judging network's name; "" picks the one made for the image size.
         seed: decides samples, first weights and shuffles.
     """
     known = torch.isin(held_out[1], torch.tensor(decoder.labels))
@@ -56,16 +55,16 @@ def judge(decoder: Decoder, real: LabelledImages, held_out: LabelledImages, mode
     with torch.no_grad():
         made = decoder.sample(labels, torch_generator(seed, "quality", "samples")), labels
     return Quality(
-        recognized=_learn(held_out, made, decoder.shape, model, seed),
-        learned=_learn(made, held_out, decoder.shape, model, seed),
-        learned_real=_learn(real, held_out, decoder.shape, model, seed),
+        recognized=_learn(held_out, made, decoder.shape, seed),
+        learned=_learn(made, held_out, decoder.shape, seed),
+        learned_real=_learn(real, held_out, decoder.shape, seed),
         spread=_spread(made, real),
     )
 
 
-def _learn(seen: LabelledImages, asked: LabelledImages, shape: Shape, name: str, seed: int) -> float:
+def _learn(seen: LabelledImages, asked: LabelledImages, shape: Shape, seed: int) -> float:
     """Accuracy on `asked` of a network that learned `seen`."""
-    model = FlatModel(name, shape)
+    model = FlatModel("", shape)
     start_D = model.initial_state(torch_generator(seed, "quality", "weights"))
     repeat = max(1, LEARNING_STEPS * LEARNING.batch_size // len(seen[1]))
     images, labels = seen[0].repeat(repeat, 1, 1, 1), seen[1].repeat(repeat)

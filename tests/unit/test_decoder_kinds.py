@@ -160,7 +160,7 @@ def test_mistakes_in_a_kinds_table_are_named(table: dict[str, Any], message: str
 @pytest.mark.parametrize("params", [MlpParams(), ConvVaeParams(), DcganParams()], ids=lambda params: params.kind)
 def test_on_two_hundred_digits_no_kind_ignores_the_label_or_collapses(params: Any) -> None:
     real = digits(0, 200)
-    quality = judge(train_decoder(*real, DIGITS, params, 1), real, digits(200, 1200), "", 1)
+    quality = judge(train_decoder(*real, DIGITS, params, 1), real, digits(200, 1200), 1)
     assert quality.recognized > 0.85
     assert quality.learned > 0.85 * quality.learned_real  # what as many real images teach the same small network
     assert quality.spread > 0.2
