@@ -201,11 +201,22 @@ class BundleFile:
             return
 
 
-def write(path: Path, specs: tuple[TensorSpec, ...], data: memoryview) -> Manifest:
-    """Write raw bytes as a bundle file, atomically and durably; returns the manifest with its digest."""
-    manifest = Manifest(specs, digest(data))
+def write(path: Path, specs: tuple[TensorSpec, ...], *parts: memoryview) -> Manifest:
+    """Write raw bytes, in parts of any size, as a bundle file, atomically and durably.
+
+    Returns:
+        The manifest with its digest.
+    """
+    hasher = hashlib.sha256()
+    for part in parts:
+        hasher.update(part)
+    manifest = Manifest(specs, hasher.hexdigest())
+    assert sum(map(len, parts)) == manifest.nbytes, "the parts are the manifest's bytes"
     file = BundleFile.create(path.with_name(path.name + ".part"), manifest)
-    file.data[:] = data
+    at = 0
+    for part in parts:
+        file.data[at : at + len(part)] = part
+        at += len(part)
     file.commit(path)
     file.close()
     return manifest
@@ -213,8 +224,7 @@ def write(path: Path, specs: tuple[TensorSpec, ...], data: memoryview) -> Manife
 
 def write_arrays(path: Path, arrays: Mapping[str, np.ndarray[Any, Any]]) -> Manifest:
     """Write named arrays as a bundle file, atomically and durably."""
-    specs = specs_of(arrays)
-    return write(path, specs, memoryview(b"".join(raw(np.ascontiguousarray(a)) for a in arrays.values())))
+    return write(path, specs_of(arrays), *(raw(np.ascontiguousarray(array)) for array in arrays.values()))
 
 
 def read_arrays(path: Path, *, private: bool = False) -> dict[str, np.ndarray[Any, Any]]:
