@@ -102,7 +102,8 @@ def _address(experiment: Experiment) -> str:
 def _tensors(experiment: Experiment) -> str:
     """Whether the tensor plane and the devices can be had on this host, asked of a process that may load torch."""
     transport, placement = experiment.transport, experiment.placement
-    devices = {placement.server, *map(placement.client, experiment.clients.present)} - {"cpu"}
+    placed = placement.server, experiment.scoring.device, *map(placement.client, experiment.clients.present)
+    devices = set(placed) - {"cpu"}
     if not transport.is_collective and not devices:
         return f"{transport.tensors}, on the control plane's own port; every process computes on the CPU"
     command = [sys.executable, "-m", "steelyard.transport.check", transport.tensors, transport.interface]

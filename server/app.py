@@ -43,7 +43,8 @@ def check(path: Path) -> None:
     make_evaluators(half.evaluators, len(half.roster))
     make_defence(half.defence, len(half.roster))
     if half.scoring.path != "plain":
-        model = FlatModel(half.model.name, CHECKED)  # whether a path fits is decided by the layers, not by their sizes
+        # whether a path fits is decided by the layers, not by their sizes, and by the device, which may not be here
+        model = FlatModel(half.model.name, CHECKED, "cpu" if half.scoring.device == "cpu" else "meta")
         make_path(half.scoring.path, model, [])
 
 

@@ -16,10 +16,8 @@ import torch
 
 from steelyard.errors import RemoteFault, SteelyardError, UserError, WaitTimeoutError
 from steelyard.transport.base import Sink
-from steelyard.transport.collective_backends import LOOK_S, Backend, PairStore, Wait, first_line
+from steelyard.transport.collective_backends import BUILD_S, LOOK_S, Backend, PairStore, Wait, first_line
 from steelyard.transport.rendezvous import Box
-
-BUILD_S = 8.0  # at most, for two ends to meet; below the patience of a plane that closes
 
 
 class PairEnd:

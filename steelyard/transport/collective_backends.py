@@ -28,6 +28,7 @@ from steelyard.transport.settings import TransportConfig
 SERVER_RANK, CLIENT_RANK = 0, 1
 MOVE_TAG, BREAK_TAG = 1, 2
 UNDER_WAY = 2  # chunks at once: one travels while the one before it is hashed
+BUILD_S = 8.0  # at most, for two ends to meet; below the patience of a plane that closes
 LOOK_S = 0.001
 ADDRESS_OF = 0x8915  # Linux's SIOCGIFADDR
 
@@ -136,26 +137,15 @@ class Nccl:
         store: where the ends meet.
         rank: this end's.
         device: this end's GPU, e.g. "cuda:1"; the other end's must be another one.
-        interface: what to listen on: an interface's name, or an IPv4 address of this host.
         timeout_s: of the meeting.
 
     Raises:
-        UserError: there is no such interface or address here.
         RuntimeError: the other end did not come.
     """
 
     under_way = 1
 
-    def __init__(self, store: PairStore, rank: int, device: str, interface: str, timeout_s: float) -> None:
-        # Read by torch and nccl when a group is made. Nothing but our own waits is to end a transfer: torch's watch
-        # would end the process with it, and nccl by itself waits for its peer without end.
-        os.environ |= {
-            "TORCH_NCCL_ASYNC_ERROR_HANDLING": "0",
-            "TORCH_NCCL_ENABLE_MONITORING": "0",
-            "TORCH_NCCL_USE_COMM_NONBLOCKING": "1",
-            "TORCH_NCCL_NONBLOCKING_TIMEOUT": str(math.ceil(timeout_s)),
-            "NCCL_SOCKET_IFNAME": f"={interface_name(interface)}",
-        }
+    def __init__(self, store: PairStore, rank: int, device: str, timeout_s: float) -> None:
         self._device = torch.device(device)
         self._peer = 1 - rank
         self._ending = threading.Lock()
@@ -163,7 +153,12 @@ class Nccl:
         with torch.cuda.device(self._device):
             self._group = dist.ProcessGroupNCCL(store, rank, 2, dist.ProcessGroupNCCL.Options())
             first = torch.zeros(1, dtype=torch.uint8)  # nccl connects when something moves
-            (self.send if rank == SERVER_RANK else self.receive)(first)(timeout_s)
+            moved = (self.send if rank == SERVER_RANK else self.receive)(first)
+            try:
+                moved(timeout_s)
+            except RuntimeError:
+                self.abort()  # else a kernel of it would wait on the GPU for as long as the error is kept
+                raise
 
     def send(self, part: torch.Tensor) -> Wait:
         """Begin to send a copy on the GPU."""
@@ -177,8 +172,7 @@ class Nccl:
         def wait(seconds: float) -> None:
             arrived(seconds)
             with self._ending:
-                if self._ended:  # what came is anything, and the memory may not be ours any more
-                    raise RuntimeError("ended from this side")
+                self._refuse_ended()  # what came is anything, and the memory may not be ours any more
                 part.copy_(staged)
 
         return wait
@@ -189,8 +183,11 @@ class Nccl:
             self._ended = True
         self._group.abort()
 
-    @staticmethod
-    def _watch(work: Any) -> Wait:
+    def _refuse_ended(self) -> None:
+        if self._ended:  # then work is complete, whether or not it was done
+            raise RuntimeError("ended from this side")
+
+    def _watch(self, work: Any) -> Wait:
         """A wait of the host's: nccl's own orders work on the GPU, and tells errors once the work is over."""
 
         def wait(seconds: float) -> None:
@@ -200,19 +197,44 @@ class Nccl:
                     raise RuntimeError(f"not complete within {seconds:g} s")
                 pause.wait(LOOK_S)
             work.wait(timedelta(seconds=1))
+            self._refuse_ended()
 
         return wait
+
+
+def make_ready(transport: TransportConfig, device: str) -> str:
+    """What a process does before its first pair, in one thread: see that there is what it needs, and set up nccl.
+
+    Returns:
+        nccl: the name of the process's GPU; otherwise "".
+
+    Raises:
+        UserError: this host lacks the interface, or the GPU.
+    """
+    gloo_device(transport.interface)
+    if transport.tensors != "nccl":
+        return ""
+    # Read by torch and nccl when a pair is made. Nothing but our own waits is to end a transfer: torch's watch would
+    # end the process with it, and nccl by itself waits for its peer without end.
+    os.environ |= {
+        "TORCH_NCCL_ASYNC_ERROR_HANDLING": "0",
+        "TORCH_NCCL_ENABLE_MONITORING": "0",
+        "TORCH_NCCL_USE_COMM_NONBLOCKING": "1",
+        "TORCH_NCCL_NONBLOCKING_TIMEOUT": str(math.ceil(min(transport.timeout_s, BUILD_S))),
+        "NCCL_SOCKET_IFNAME": f"={interface_name(transport.interface)}",
+    }
+    return gpu_name(device)
 
 
 def backend_maker(transport: TransportConfig, rank: int, device: str) -> Callable[[PairStore, float], Backend]:
     """What makes this end of a pair, by the configuration; `device` is nccl's GPU."""
     if transport.tensors == "nccl":
-        return lambda store, seconds: Nccl(store, rank, device, transport.interface, seconds)
+        return lambda store, seconds: Nccl(store, rank, device, seconds)
     return lambda store, seconds: Gloo(store, rank, transport.interface, seconds)
 
 
 def interface_name(interface: str) -> str:
-    """The name of this host's interface of that name or IPv4 address, since nccl takes names alone.
+    """The name of this host's interface of that name or (first) IPv4 address, since nccl takes names alone.
 
     Raises:
         UserError: there is none.

@@ -19,7 +19,7 @@ from protos import federation_pb2_grpc
 from steelyard.errors import RefusedError, RemoteFault, SteelyardError
 from steelyard.transport.base import Sink, Transfer, size_fault
 from steelyard.transport.collective import PairEnd
-from steelyard.transport.collective_backends import CLIENT_RANK, backend_maker, gloo_device, gpu_name
+from steelyard.transport.collective_backends import CLIENT_RANK, backend_maker, make_ready
 from steelyard.transport.faults import fault_of
 from steelyard.transport.pending import Entry, Pending
 from steelyard.transport.rendezvous import RemoteBox
@@ -54,8 +54,7 @@ class CollectiveClientPlane:
         check_transport(transport, "[transport]")
         self._transport = transport
         self._device = device
-        self._gpu = gpu_name(device) if transport.tensors == "nccl" else ""
-        gloo_device(transport.interface)
+        self._gpu = make_ready(transport, device)
         self._stub = federation_pb2_grpc.PairsStub(channel)
         self._metadata = tuple(metadata)
         self._chunk_bytes = chunk_bytes

@@ -20,7 +20,7 @@ from protos import federation_pb2_grpc
 from steelyard.errors import RefusedError, RemoteFault, SteelyardError, WaitTimeoutError
 from steelyard.transport.base import Sink, Transfer, size_fault
 from steelyard.transport.collective import PairEnd
-from steelyard.transport.collective_backends import SERVER_RANK, backend_maker, gloo_device, gpu_name
+from steelyard.transport.collective_backends import SERVER_RANK, backend_maker, make_ready
 from steelyard.transport.faults import refuse
 from steelyard.transport.pending import Entry, Pending
 from steelyard.transport.rendezvous import Mailbox
@@ -64,8 +64,7 @@ class CollectiveServerPlane(federation_pb2_grpc.PairsServicer):
         check_transport(transport, "[transport]")
         self._transport = transport
         self._device = device
-        self._gpu = gpu_name(device) if transport.tensors == "nccl" else ""
-        gloo_device(transport.interface)  # refuses here, not in a pair's thread
+        self._gpu = make_ready(transport, device)  # refuses here, not in a pair's thread
         self._authenticate = authenticate
         self._on_bytes = on_bytes
         self._pending = Pending()

@@ -43,12 +43,12 @@ os.environ["NCCL_HOSTID"] = f"host of client {k}"
 import numpy as np
 from steelyard.bundle import Manifest, TensorSpec, digest, raw
 from steelyard.errors import SteelyardError
-from steelyard.transport import collective_client
+from steelyard.transport import collective_backends, collective_client
 from steelyard.transport.base import SERVER, Transfer
 from steelyard.transport.endpoint import dial
 from steelyard.transport.settings import TransportConfig
 from steelyard.wire import pb
-collective_client.gpu_name = lambda device: f"a GPU of host {k}"
+collective_backends.gpu_name = lambda device: f"a GPU of host {k}"
 nccl = TransportConfig(tensors="nccl", trusted_peers=True, timeout_s=40.0)
 plane = collective_client.CollectiveClientPlane(nccl, dial(address, None), [("client", k)], "cuda:0")
 data = raw(np.random.default_rng(0).integers(0, 256, size, dtype=np.uint8))

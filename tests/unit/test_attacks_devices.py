@@ -22,6 +22,7 @@ from steelyard.models import FlatModel
 
 ELSEWHERE = torch.device("meta")
 MOVES = ("aten::copy_", "aten::_to_copy")
+NO_SINGLES = ("aten::cat", "aten::stack")  # which take single values from nowhere else either
 PLACES = ("aten::index", "aten::index_put", "aten::index_put_", "aten::_index_put_impl_")
 
 
@@ -69,8 +70,12 @@ def compute(function: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     assert not any(tensor.device == ELSEWHERE for tensor in here), f"{name}: a tensor that torch made past this mode"
     asked = kwargs.get("device")
     goes = torch.device(asked) == ELSEWHERE if asked is not None else bool(away)
-    if away and name not in MOVES and not (name in PLACES and isinstance(args[0], Away)):
-        assert not any(tensor.dim() for tensor in here), f"{name}: tensors of two devices"
+    if away and name not in MOVES:
+        places_may_be_here = name in PLACES and isinstance(args[0], Away)
+        together = tree_leaves((args[2:] if places_may_be_here else args, kwargs))
+        near = [x for x in together if isinstance(x, torch.Tensor) and not isinstance(x, Away)]
+        assert not any(x.dim() or name in NO_SINGLES for x in near), f"{name}: tensors of two devices"
+        assert name != "aten::bincount" or len(away) == 1, "a GPU has no deterministic bincount with weights"
     assert not (goes and any(isinstance(x, torch.Generator) for x in given)), f"{name}: a generator of another device"
     args, kwargs = tree_map(lambda x: x.near if isinstance(x, Away) else x, (args, kwargs))
     made = function(*args, **(kwargs if asked is None else kwargs | {"device": torch.device("cpu")}))
@@ -104,6 +109,12 @@ def test_the_other_device_refuses_what_a_gpu_refuses() -> None:
             there @ torch.randn(4, 2)
         with pytest.raises(AssertionError, match="tensors of two devices"):
             torch.randn(3)[there[:, 0].argsort()]
+        with pytest.raises(AssertionError, match="tensors of two devices"):
+            there[torch.tensor([0, 1])] = torch.ones(2, 4)
+        with pytest.raises(AssertionError, match="tensors of two devices"):
+            torch.stack([there[0, 0], torch.tensor(1.0)])
+        with pytest.raises(AssertionError, match="no deterministic bincount"):
+            torch.bincount(there[0].long() * 0, weights=there[0])
         with pytest.raises(AssertionError, match="a generator of another device"):
             torch.randn(3, generator=torch.Generator(), device=ELSEWHERE)
         with pytest.raises((RuntimeError, TypeError)):

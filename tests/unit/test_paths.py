@@ -396,17 +396,23 @@ def test_a_path_that_does_not_fit_is_refused_when_the_half_is_checked(
     monkeypatch.setitem(MODELS, "linear first", lambda _: nn.Sequential(nn.Linear(3, 4), nn.ReLU()))
     nothing = Shape(channels=1, height=1, width=1, classes=1)  # a half to be checked knows no data set's
     file = tmp_path / "half.json"
-    for path, model in (
-        ("im2col", "cnn8"),
-        ("folded", "resnet18"),
-        ("winograd", "resnet18"),
-        ("im2col_bf16", ""),
-        ("plain", "linear first"),
-    ):
-        experiment = parse(Experiment, {"name": "e", "scoring": {"path": path}, "model": {"name": model}}, "e")
-        file.write_text(to_json(server_half(experiment, nothing, (RosterEntry(client=0, samples=1),))))
+
+    def check(path: str, model: str, device: str) -> None:
+        tables = {"name": "e", "scoring": {"path": path, "device": device}, "model": {"name": model}}
+        half = server_half(parse(Experiment, tables, "e"), nothing, (RosterEntry(client=0, samples=1),))
+        file.write_text(to_json(half))
         app.check(file)
-    experiment = parse(Experiment, {"name": "e", "scoring": {"path": "im2col"}, "model": {"name": "linear first"}}, "e")
-    file.write_text(to_json(server_half(experiment, nothing, (RosterEntry(client=0, samples=1),))))
-    with pytest.raises(UserError, match=r"begins with Linear; set path = 'plain'"):
-        app.check(file)
+
+    for device in ("cpu", "cuda"):  # whether or not there is one here
+        for path, model in (
+            ("im2col", "cnn8"),
+            ("folded", "resnet18"),
+            ("im2col_bf16", ""),
+            ("plain", "linear first"),
+        ):
+            check(path, model, device)
+        with pytest.raises(UserError, match=r"begins with Linear; set path = 'plain'"):
+            check("im2col", "linear first", device)
+    check("winograd", "resnet18", "cpu")
+    with pytest.raises(UserError, match="made for a CPU's caches"):
+        check("winograd", "resnet18", "cuda")

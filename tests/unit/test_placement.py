@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from deploy.environment import process_environment
 from deploy.prepare import client_half, server_half
@@ -95,3 +96,9 @@ def test_the_doctor_finds_gloo_and_says_where_it_listens() -> None:
 def with_gloo(*settings: str) -> Experiment:
     overrides = ("transport.tensors=gloo", "transport.trusted_peers=true", *settings)
     return load_experiment(ROOT / "experiments" / "quickstart.toml", overrides)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this host has a CUDA device")
+def test_the_doctor_looks_for_what_scores_too() -> None:
+    with pytest.raises(UserError, match="device = 'cuda': a CUDA device expected, torch sees 0 here"):
+        _tensors(make(scoring={"device": "cuda"}))
