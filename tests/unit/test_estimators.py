@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import tracemalloc
 from collections.abc import Callable, Iterable
 from itertools import pairwise, permutations
 from pathlib import Path
@@ -608,3 +609,17 @@ def test_the_default_errs_half_as_much_as_permutations_and_gtg(calls: int) -> No
         ratios = np.array(ours) / np.array(baseline[calls])
         assert np.exp(np.log(ratios).mean()) <= 0.5, ratios
         assert ratios.max() <= 0.65, ratios
+
+
+def test_a_controlled_estimate_of_many_pairs_holds_no_matrix_of_pairs_by_pairs() -> None:
+    plan = Controlled(30, np.random.default_rng(0))
+    while len(plan) < 6002:
+        plan.draw()
+    values_C = np.random.default_rng(1).normal(size=len(plan))
+    tracemalloc.start()
+    try:
+        plan.estimate(values_C)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 3000**2 * 8 / 2

@@ -22,7 +22,7 @@ which on single players are whole and every other size has a pair; below, it is 
 
 The error is the design's: the squares of what the surrogate missed out of its fold, times the unseen part of the size.
 
-Legend: n players, P pairs, K sizes (of the smaller half), C = 2 P + 2 coalitions.
+Legend: n players, P pairs, K sizes (of the smaller half), R coefficients, C = 2 P + 2 coalitions.
 """
 
 from __future__ import annotations
@@ -55,19 +55,22 @@ class Controlled(PairedRegression):
         slopes_nP, parts_nP = np.where(whole_P, weight_nP, 0.0), np.zeros(weight_nP.shape)
         fold_P = _folds(stratum_P)
         unseen_P = ((1 - taken_K / pairs_K) * pairs_K**2 / taken_K / np.maximum(taken_K - 1, 1))[stratum_P]
+        basis_nq = sum_zero_basis(n)
         share_K = np.where(2 * np.arange(1, len(taken_K) + 1) == n, 1.0, 2.0) / (n - 1)
         for fold in range(FOLDS):
             judges_P = (fold_P == fold) & ~whole_P
             if not judges_P.any():
                 continue
-            surrogate_PP, slope_nP = self._surrogate(x_Pn, stratum_P, whole_P, fold_P != fold)
-            missed_PP = np.eye(len(y_P)) - surrogate_PP
+            says_Pr, fit_rP = self._surrogate(x_Pn, stratum_P, whole_P, fold_P != fold)
+            slope_nP = basis_nq @ fit_rP[: n - 1]
             judges_K = np.bincount(stratum_P[judges_P], minlength=len(taken_K))
             part_K = np.where(judges_K > 0, 1 / np.minimum(FOLDS, taken_K), 0.0)  # of the folds with a pair of the size
             stands_for_K = (pairs_K - (taken_K - judges_K)) / np.maximum(judges_K, 1)
             counts_P = part_K[stratum_P] * np.where(judges_P, stands_for_K[stratum_P], 1.0) * ~whole_P
-            slopes_nP += (weight_nP * counts_P) @ missed_PP + (part_K * share_K).sum() * slope_nP
-            parts_nP[:, judges_P] = (weight_nP * (missed_PP @ y_P) * np.sqrt(unseen_P))[:, judges_P]
+            counted_nP = weight_nP * counts_P
+            slopes_nP += counted_nP - (counted_nP @ says_Pr) @ fit_rP + (part_K * share_K).sum() * slope_nP
+            missed_P = y_P - says_Pr @ (fit_rP @ y_P)
+            parts_nP[:, judges_P] = (weight_nP * missed_P * np.sqrt(unseen_P))[:, judges_P]
         coefficients = np.empty((n, len(values_C)))
         coefficients[:, 2::2], coefficients[:, 3::2] = slopes_nP / 2, -slopes_nP / 2
         coefficients[:, 1], coefficients[:, 0] = 1 / n, -1 / n
@@ -75,9 +78,10 @@ class Controlled(PairedRegression):
         return Estimate(coefficients_nC=coefficients, std_error=error_n, parts_nm=parts_nP[:, ~whole_P])
 
     def _surrogate(self, x_Pn: Floats, stratum_P: Ints, whole_P: Masks, fits_P: Masks) -> tuple[Floats, Floats]:
-        """What the surrogate says of each pair, [P, P], and its slopes, [n, P], both as weights on y.
+        """The surrogate as two factors: what its R coefficients say of each pair, [P, R], and their fit to y, [R, P].
 
-        Whole sizes have slopes of their own, so they only take part where the others' pairs are few.
+        The first n - 1 coefficients are slopes, in the basis of `sum_zero_basis`. Whole sizes have slopes of their own,
+        so they only take part where the others' pairs are few.
         """
         n = x_Pn.shape[1]
         enough = int((~whole_P).sum()) >= ENOUGH * (n - 1)
@@ -87,7 +91,7 @@ class Controlled(PairedRegression):
         regressors = np.hstack([x_Pn @ basis_nq, levels_PL])
         design_Pr = regressors * root_P[:, None]
         fit_rP = np.linalg.pinv(design_Pr) * root_P
-        return regressors @ fit_rP, basis_nq @ fit_rP[: n - 1]
+        return regressors, fit_rP
 
 
 def _weights(x_Pn: Floats, size_P: Ints) -> Floats:
