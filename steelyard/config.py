@@ -100,10 +100,10 @@ class ScoringConfig:
     """The evaluation path: it decides the bits of every score, so the manifest names it and no run tunes it.
 
     `path` is the way to compute a coalition model's logits (docs/scoring.md has them all, with their error bounds);
-    `inner_batch` is the number of validation samples per forward pass; `device` is what computes
-    coalitions' utilities and the test accuracy. `workers` is the number of processes that share the coalitions; it
-    changes no bit, so it is not part of the experiment's hash.
-    `examples` of the validation samples (0: all), a stratified part drawn by the seed, are what judges coalitions.
+    `inner_batch` is the number of validation samples per forward pass; `device` is what computes coalitions'
+    utilities and the test accuracy. `workers` is the number of processes that share the coalitions; it changes no bit,
+    so it is not part of the experiment's hash. `examples` of the validation samples (0: all), a stratified part drawn
+    by the seed, are what judges coalitions.
     """
 
     path: Literal["plain", "im2col", "folded", "winograd", "im2col_bf16", "folded_bf16"] = "plain"
