@@ -99,7 +99,7 @@ def act(arguments: argparse.Namespace) -> int:
 
 def measure(options: dict[str, str]) -> None:
     """Print every part that was asked for, and draw it."""
-    console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else WIDTH)
+    console = Console(highlight=False, markup=False, soft_wrap=True, width=None if sys.stdout.isatty() else WIDTH)
     found, today = provenance(), dt.datetime.now(dt.UTC).date()
     versions = ", ".join(f"{name} {found['versions'][name]}" for name in ("torch", "numpy", "steelyard"))
     gpu = f", {_gpu()}" if options["device"] == "cuda" else ""

@@ -163,7 +163,7 @@ class Silent:
 
 def report(options: dict[str, object]) -> None:
     """Print the table, write transport.json and draw transport.svg."""
-    console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else WIDTH)
+    console = Console(highlight=False, markup=False, soft_wrap=True, width=None if sys.stdout.isatty() else WIDTH)
     found, today = provenance(), dt.datetime.now(dt.UTC).date()
     versions = ", ".join(f"{name} {found['versions'][name]}" for name in ("torch", "grpcio", "steelyard"))
     load = os.getloadavg()

@@ -29,7 +29,9 @@ class Progress:
     """Follows run directories; a `deploy.launch.View`."""
 
     def __init__(self) -> None:
-        self._console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else WIDTH)
+        self._console = Console(
+            highlight=False, markup=False, soft_wrap=True, width=None if sys.stdout.isatty() else WIDTH
+        )
         self.run: Path | None = None
         self._seen = 0
         self._passing = False  # the terminal's last line is one that the next line takes the place of

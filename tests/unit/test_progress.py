@@ -46,3 +46,9 @@ def test_only_a_terminal_shows_it_on_a_line_that_the_next_replaces(terminal: boo
     erase = "\r\x1b[2K"
     text = shown.getvalue().lstrip("\0")
     assert text == (f"{first}{erase}{second}{erase}done\n" if terminal else "done\n")
+
+
+def test_a_line_is_said_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    line = "client-9 ended early (exit code 2: [placement] clients = 'cuda:0': a CUDA device expected)"
+    Progress().say(line)
+    assert capsys.readouterr().out == f"{line}\n"
