@@ -323,7 +323,7 @@ class Coordinator:
         file = BundleFile.create(part, manifest)
         upload = Upload(client, number, transfer, file, time.monotonic())
         self._uploads[client] = self._latest[client] = upload
-        arrived = self._plane.receive(transfer, upload.file.data)
+        arrived = self._plane.receive(transfer, file.data, file.put)
         arrived.add_done_callback(functools.partial(self._arrived, upload, self._global))
         return transfer
 

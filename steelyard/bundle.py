@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -107,10 +107,14 @@ class BundleFile:
     The file stays mapped until `close`, and the views must not outlive that.
     """
 
-    def __init__(self, path: Path, mapped: mmap.mmap, start: int, manifest: Manifest) -> None:
+    def __init__(
+        self, path: Path, mapped: mmap.mmap, start: int, manifest: Manifest, file: BinaryIO | None = None
+    ) -> None:
         self.path = path
         self.manifest = manifest
         self._mapped = mapped
+        self._start = start
+        self._file = file  # of one made by `create`, until it is closed
         self._view = memoryview(mapped)
         self.data = self._view[start : start + manifest.nbytes]
 
@@ -124,12 +128,16 @@ class BundleFile:
         manifest.check()
         header = _header(manifest)
         size = len(header) + manifest.nbytes
-        with path.open("w+b") as file:
+        file = path.open("w+b")
+        try:
             file.write(header)
             file.flush()
             os.posix_fallocate(file.fileno(), 0, size)  # a full disk is an error here, not a signal on the first write
             mapped = mmap.mmap(file.fileno(), size)
-        return cls(path, mapped, len(header), manifest)
+        except BaseException:
+            file.close()
+            raise
+        return cls(path, mapped, len(header), manifest, file)
 
     @classmethod
     def open(cls, path: Path, *, private: bool = False) -> BundleFile:
@@ -182,17 +190,32 @@ class BundleFile:
             raise BadBundleError("BAD_LAYOUT", f"{self.path.name}: float32 tensors expected, got others too")
         return np.frombuffer(self.data, dtype=np.float32)
 
+    def put(self, at: int, chunk: bytes | memoryview) -> None:
+        """Write bytes to the data of a file made by `create`; `data` shows them.
+
+        The kernel fills a page with zeros before it is first written to through the mapping, which takes longer than
+        the copy itself; and a copy through the mapping keeps Python's other threads waiting meanwhile.
+        """
+        assert self._file is not None
+        left = memoryview(chunk)
+        assert at + len(left) <= self.manifest.nbytes
+        while left:
+            written = os.pwrite(self._file.fileno(), left, self._start + at)
+            at, left = at + written, left[written:]
+
     def commit(self, final: Path) -> None:
-        """Make the file durable under its final name: contents, then name, then folder reach the disk."""
+        """Make a created file durable under its final name: contents, then name, then folder reach the disk."""
+        assert self._file is not None
         self._mapped.flush()
-        with self.path.open("rb") as file:
-            os.fsync(file.fileno())
+        os.fsync(self._file.fileno())
         self.path.replace(final)
         self.path = final
         sync_folder(final.parent)
 
     def close(self) -> None:
         """Release the mapping if no view of it is left; otherwise it goes with the last view."""
+        if self._file is not None:
+            self._file.close()
         try:
             self.data.release()
             self._view.release()
@@ -215,7 +238,7 @@ def write(path: Path, specs: tuple[TensorSpec, ...], *parts: memoryview) -> Mani
     file = BundleFile.create(path.with_name(path.name + ".part"), manifest)
     at = 0
     for part in parts:
-        file.data[at : at + len(part)] = part
+        file.put(at, part)
         at += len(part)
     file.commit(path)
     file.close()

@@ -7,13 +7,16 @@ before the first byte. `Sink` holds every arriving byte to that announcement. No
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Protocol
 
 from steelyard.bundle import Manifest
 from steelyard.errors import BadBundleError
+
+Chunk = bytes | memoryview
+Put = Callable[[int, Chunk], None]  # takes a chunk to an offset in bytes
 
 CHUNK_BYTES = 2**20
 SERVER = -1
@@ -47,8 +50,11 @@ class TensorPlane(Protocol):
     def send(self, transfer: Transfer, source: memoryview) -> Future[None]:
         """Send a bundle's raw bytes; done when the last byte is on its way (a client: when the server has them)."""
 
-    def receive(self, transfer: Transfer, into: memoryview) -> Future[None]:
-        """Receive a bundle into `into` (of the manifest's size); done when every byte arrived and was verified."""
+    def receive(self, transfer: Transfer, into: memoryview, put: Put | None = None) -> Future[None]:
+        """Receive a bundle into `into` (of the manifest's size); done when every byte arrived and was verified.
+
+        A plane that is handed chunks has `put`, if it is given, take them to their offsets in `into`.
+        """
 
     def cancel(self, transfer_id: str) -> None:
         """Forget a transfer, pending or running: its future fails with LATE. An unknown id is left alone."""
@@ -65,13 +71,15 @@ class Sink:
     Args:
         into: writable memory of exactly the manifest's size.
         manifest: what was announced.
+        put: takes a chunk to its place in `into`; None: it is copied there.
     """
 
-    def __init__(self, into: memoryview, manifest: Manifest) -> None:
+    def __init__(self, into: memoryview, manifest: Manifest, put: Put | None = None) -> None:
         self._into = into.cast("B")
         assert len(self._into) == manifest.nbytes
         assert not into.readonly
         self._manifest = manifest
+        self._put = put
         self._hash = hashlib.sha256()
         self.received = 0
 
@@ -81,7 +89,7 @@ class Sink:
     def __exit__(self, *_: object) -> None:
         self._into.release()
 
-    def write(self, chunk: bytes | memoryview) -> None:
+    def write(self, chunk: Chunk) -> None:
         """Take the next bytes.
 
         Raises:
@@ -90,7 +98,10 @@ class Sink:
         end = self.received + len(chunk)
         if end > len(self._into):
             raise size_fault(len(self._into), end)
-        self._into[self.received : end] = chunk
+        if self._put is None:
+            self._into[self.received : end] = chunk
+        else:
+            self._put(self.received, chunk)
         self._hash_chunk(chunk)
         self.received = end
 
@@ -116,7 +127,7 @@ class Sink:
             raise size_fault(len(self._into), self.received)
         self._check_digest()
 
-    def _hash_chunk(self, chunk: bytes | memoryview) -> None:
+    def _hash_chunk(self, chunk: Chunk) -> None:
         self._hash.update(chunk)
 
     def _check_digest(self) -> None:

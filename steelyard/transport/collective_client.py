@@ -17,7 +17,7 @@ import grpc
 
 from protos import federation_pb2_grpc
 from steelyard.errors import RefusedError, RemoteFault, SteelyardError
-from steelyard.transport.base import Sink, Transfer, size_fault
+from steelyard.transport.base import Put, Sink, Transfer, size_fault
 from steelyard.transport.collective import PairEnd
 from steelyard.transport.collective_backends import CLIENT_RANK, backend_maker, make_ready
 from steelyard.transport.faults import fault_of
@@ -68,9 +68,9 @@ class CollectiveClientPlane:
         """Send a bundle; done when the server has verified it (its durable receipt is the control plane's word)."""
         return self._start(self._pending.add(transfer, source, incoming=False))
 
-    def receive(self, transfer: Transfer, into: memoryview) -> Future[None]:
+    def receive(self, transfer: Transfer, into: memoryview, put: Put | None = None) -> Future[None]:
         """Receive a bundle; done when it arrived and was verified."""
-        return self._start(self._pending.add(transfer, into, incoming=True))
+        return self._start(self._pending.add(transfer, into, incoming=True, put=put))
 
     def cancel(self, transfer_id: str) -> None:
         """End a running transfer, and the pair with it; its future fails with LATE."""

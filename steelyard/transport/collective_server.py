@@ -18,7 +18,7 @@ import grpc
 
 from protos import federation_pb2_grpc
 from steelyard.errors import RefusedError, RemoteFault, SteelyardError, WaitTimeoutError
-from steelyard.transport.base import Sink, Transfer, size_fault
+from steelyard.transport.base import Put, Sink, Transfer, size_fault
 from steelyard.transport.collective import PairEnd
 from steelyard.transport.collective_backends import SERVER_RANK, backend_maker, make_ready
 from steelyard.transport.faults import refuse
@@ -83,9 +83,9 @@ class CollectiveServerPlane(federation_pb2_grpc.PairsServicer):
         """Expect the client to fetch these bytes; done when the last one is on its way."""
         return self._pending.add(transfer, source, incoming=False).future
 
-    def receive(self, transfer: Transfer, into: memoryview) -> Future[None]:
+    def receive(self, transfer: Transfer, into: memoryview, put: Put | None = None) -> Future[None]:
         """Expect the client to hand in a bundle; done when it arrived and was verified."""
-        return self._pending.add(transfer, into, incoming=True).future
+        return self._pending.add(transfer, into, incoming=True, put=put).future
 
     def cancel(self, transfer_id: str) -> None:
         """Forget a transfer; its future fails with LATE. One that runs takes its pair with it."""

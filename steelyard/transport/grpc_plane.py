@@ -14,7 +14,7 @@ from typing import Any
 import grpc
 
 from steelyard.errors import RefusedError, UserError
-from steelyard.transport.base import CHUNK_BYTES, Sink, Transfer, chunks
+from steelyard.transport.base import CHUNK_BYTES, Put, Sink, Transfer, chunks
 from steelyard.transport.endpoint import MESSAGE_BYTES, channel_options, server_options
 from steelyard.transport.faults import fault_of, refuse
 from steelyard.transport.pending import Entry, Pending
@@ -67,9 +67,9 @@ class GrpcServerPlane:
         """Expect the client to pull these bytes; done when the last one is on its way."""
         return self._pending.add(transfer, source, incoming=False).future
 
-    def receive(self, transfer: Transfer, into: memoryview) -> Future[None]:
+    def receive(self, transfer: Transfer, into: memoryview, put: Put | None = None) -> Future[None]:
         """Expect the client to push a bundle; done when it arrived and was verified."""
-        return self._pending.add(transfer, into, incoming=True).future
+        return self._pending.add(transfer, into, incoming=True, put=put).future
 
     def cancel(self, transfer_id: str) -> None:
         """Forget a transfer, pending or running; its future fails with LATE, and so does the client's."""
@@ -81,7 +81,7 @@ class GrpcServerPlane:
 
     def _push(self, arriving: Iterator[bytes], context: grpc.ServicerContext) -> bytes:
         entry = self._claim(context, incoming=True)
-        sink = self._sink(entry.view, entry.transfer.manifest)
+        sink = self._sink(entry.view, entry.transfer.manifest, entry.put)
         error: BaseException | None = None
         try:
             with sink:
@@ -166,9 +166,9 @@ class GrpcClientPlane:
             call.add_done_callback(partial(self._pushed, entry))
         return entry.future
 
-    def receive(self, transfer: Transfer, into: memoryview) -> Future[None]:
+    def receive(self, transfer: Transfer, into: memoryview, put: Put | None = None) -> Future[None]:
         """Pull a bundle; done when it arrived and was verified."""
-        entry = self._pending.add(transfer, into, incoming=True)
+        entry = self._pending.add(transfer, into, incoming=True, put=put)
         if not entry.settled:
             call = self._pull(b"", timeout=self._timeout_s, metadata=self._metadata_of(transfer))
             self._pending.start(entry, call.cancel)
@@ -193,7 +193,7 @@ class GrpcClientPlane:
 
     def _drain(self, entry: Entry, call: Any) -> None:
         error: BaseException | None = None
-        sink = self._sink(entry.view, entry.transfer.manifest)
+        sink = self._sink(entry.view, entry.transfer.manifest, entry.put)
         try:
             with sink:
                 for chunk in call:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 
 from steelyard.errors import RefusedError
-from steelyard.transport.base import CHUNK_BYTES, Sink, TensorPlane, Transfer, chunks
+from steelyard.transport.base import CHUNK_BYTES, Put, Sink, TensorPlane, Transfer, chunks
 from steelyard.transport.pending import Entry, Pending
 
 
@@ -43,9 +43,9 @@ class ServerPlane:
         """Expect the client to fetch these bytes."""
         return self.pending.add(transfer, source, incoming=False).future
 
-    def receive(self, transfer: Transfer, into: memoryview) -> Future[None]:
+    def receive(self, transfer: Transfer, into: memoryview, put: Put | None = None) -> Future[None]:
         """Expect the client to hand in a bundle."""
-        return self.pending.add(transfer, into, incoming=True).future
+        return self.pending.add(transfer, into, incoming=True, put=put).future
 
     def cancel(self, transfer_id: str) -> None:
         """Forget a transfer; its future fails with LATE."""
@@ -69,9 +69,9 @@ class ClientPlane:
         """Copy the bytes into the server's memory."""
         return self._run(self._pending.add(transfer, source, incoming=False))
 
-    def receive(self, transfer: Transfer, into: memoryview) -> Future[None]:
+    def receive(self, transfer: Transfer, into: memoryview, put: Put | None = None) -> Future[None]:
         """Copy the server's bytes into `into`."""
-        return self._run(self._pending.add(transfer, into, incoming=True))
+        return self._run(self._pending.add(transfer, into, incoming=True, put=put))
 
     def cancel(self, transfer_id: str) -> None:
         """Forget a transfer; none is pending here for longer than a call."""
@@ -101,7 +101,7 @@ class ClientPlane:
         return ours.future
 
     def _copy(self, source: Entry, target: Entry, on_bytes: Callable[[int], None]) -> BaseException | None:
-        sink = Sink(target.view, target.transfer.manifest)
+        sink = Sink(target.view, target.transfer.manifest, target.put)
         try:
             with sink:
                 for chunk in chunks(source.view, self._chunk_bytes):

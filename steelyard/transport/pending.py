@@ -12,18 +12,19 @@ from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
 
 from steelyard.errors import RefusedError, WaitTimeoutError
-from steelyard.transport.base import Transfer
+from steelyard.transport.base import Put, Transfer
 
 STOP_TIMEOUT_S = 10.0
 
 
 @dataclass(eq=False)
 class Entry:
-    """One transfer in the book: its memory, its direction, and how to stop it once it runs."""
+    """One transfer in the book: its memory, its direction, what takes chunks there, and how to stop it once it runs."""
 
     transfer: Transfer
     view: memoryview
     incoming: bool
+    put: Put | None = None
     future: Future[None] = field(default_factory=Future)
     stop: Callable[[], object] | None = None
     stopped: RefusedError | None = None
@@ -39,10 +40,10 @@ class Pending:
         self._used: set[str] = set()
         self._closed = False
 
-    def add(self, transfer: Transfer, view: memoryview, *, incoming: bool) -> Entry:
+    def add(self, transfer: Transfer, view: memoryview, *, incoming: bool, put: Put | None = None) -> Entry:
         """Expect a transfer; the entry's future has failed already when the plane is closed or the id was used."""
         assert view.nbytes == transfer.manifest.nbytes or not incoming
-        entry = Entry(transfer, view, incoming)
+        entry = Entry(transfer, view, incoming, put)
         entry.future.set_running_or_notify_cancel()  # an owner ends a transfer by its id, not through the future
         with self._lock:
             if self._closed:

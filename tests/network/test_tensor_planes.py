@@ -158,7 +158,7 @@ def test_scalars_and_zero_sized_tensors_arrive_in_a_mapped_file(world: World, tm
     manifest = Manifest(specs_of(arrays), digest(data))
     theirs, ours = transfer(manifest, 0)
     file = BundleFile.create(tmp_path / "update.part", manifest)
-    received = world.server.receive(theirs, file.data)
+    received = world.server.receive(theirs, file.data, file.put)
     world.client(0).send(ours, data).result(WAIT_S)
     received.result(WAIT_S)
     file.commit(tmp_path / "update.safetensors")

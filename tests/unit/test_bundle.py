@@ -138,6 +138,21 @@ def test_created_views_are_zero_writable_and_reach_the_file_at_commit(path: Path
     assert not path.with_name("x.part").exists()
 
 
+def test_what_is_put_shows_in_the_views_and_reaches_the_file(path: Path) -> None:
+    values = np.arange(3 * 1024, dtype=np.float32)  # three pages, which the header shifts against the file's
+    file = BundleFile.create(
+        path.with_name("x.part"), Manifest((TensorSpec("a", "F32", (3 * 1024,)),), digest(values.tobytes()))
+    )
+    for at, end in ((6000, 3 * 4096), (0, 5), (5, 6000)):
+        file.put(at, memoryview(values.tobytes())[at:end])
+    assert np.array_equal(file.arrays()["a"], values)
+    file.commit(path)
+    file.close()
+    assert np.array_equal(read_arrays(path)["a"], values)
+    with pytest.raises(ValueError, match="closed file"):  # not whatever file has its number by then
+        file.put(0, b"late")
+
+
 def test_a_closed_file_is_gone_but_its_views_live_on(path: Path) -> None:
     write_arrays(path, {"a": np.ones(3, np.float32)})
     kept = BundleFile.open(path)

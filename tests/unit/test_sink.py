@@ -25,6 +25,16 @@ def test_chunks_of_any_size_add_up() -> None:
     assert sink.received == 6
 
 
+def test_chunks_are_put_where_they_belong_by_whoever_may() -> None:
+    into, put = bytearray(6), []
+    sink = Sink(memoryview(into), announced(b"abcdef"), lambda at, chunk: put.append((at, bytes(chunk))))
+    for chunk in (b"abc", memoryview(b"de"), b"f"):
+        sink.write(chunk)
+    sink.finish()
+    assert put == [(0, b"abc"), (3, b"de"), (5, b"f")]
+    assert bytes(into) == bytes(6)
+
+
 def test_too_much_is_refused_before_it_is_written() -> None:
     memory = bytearray(b"......!!")
     sink = Sink(memoryview(memory)[:6], announced(b"abcdef"))
