@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -28,6 +28,7 @@ from deploy.link.control import command
 from deploy.prepare import client_folder, link_folder, server_folder
 from steelyard.errors import WaitTimeoutError
 from steelyard.network import Fault
+from steelyard.process import MISTAKE
 
 START_TIMEOUT_S = 600.0  # a resumed server first scores the round that it had closed
 END_TIMEOUT_S = 3.0  # between asking a process to end and ending it
@@ -89,7 +90,7 @@ def run_local(
         for client in here.addresses:
             if client not in driver.dead:
                 here.start(client)
-        _follow(server, here.processes, driver if faults else None, poll, say)
+        _follow(server, here.processes, here.clients.values(), driver if faults else None, poll, say)
         _await_end(list(here.clients.values()))
         linked = [client for client in here.clients if link_folder(roles, client).exists()]
         count_links(here, linked, Record(run))
@@ -119,7 +120,7 @@ def run_server(
         processes.append(server)
         for client in invite(_await_address(server)):  # one by one, to end those started if the next can't start
             processes.append(client)  # noqa: PERF402 - not at once, see above
-        _follow(server, processes, None, poll, say)
+        _follow(server, processes, processes[1:], None, poll, say)
         _await_end(processes[1:])
     finally:
         end_all(processes)
@@ -226,11 +227,15 @@ def _pump(stream: IO[str], lines: queue.Queue[str]) -> None:
 def _follow(
     server: Process,
     processes: Sequence[Process],
+    clients: Collection[Process],
     driver: FaultDriver | None,
     poll: Callable[[], None],
     say: Callable[[str], None],
 ) -> None:
-    """Watch until the server ends; another that dies is told once, and the run goes on without it."""
+    """Watch until the server ends; another that dies is told once, and the run goes on without it.
+
+    Unless a mistake of the user's has ended every client: then the server would wait for them in vain.
+    """
     shown = 0.0
     while server.code is None:
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -245,6 +250,9 @@ def _follow(
             if other is not server and other.code and not other.reported:
                 other.reported = True
                 say(f"{other.role} ended early ({describe(other.code, other.said)}); the run goes on without it")
+        if clients and all(client.code == MISTAKE for client in clients):
+            first = next(iter(clients))
+            raise failure(MISTAKE, first.said, first.role)
     poll()
     if server.code:
         raise failure(server.code, server.said, "the server")

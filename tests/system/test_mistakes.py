@@ -48,6 +48,14 @@ def test_a_wrong_setting(override: str, words: str, shell: Any) -> None:
     assert all((run / "manifest.json").exists() for run in runs), "a run that never began leaves no directory"
 
 
+def test_a_mistake_that_ends_every_client_ends_the_run_at_once(shell: Any) -> None:
+    """Well before the server would give up waiting for them."""
+    elsewhere = ("--set", 'placement.clients=["cuda:99"]', "--set", "protocol.join_timeout_s=3000")
+    code, said, err = shell.finish(shell.start_run(*QUICK, *elsewhere))
+    assert "[placement] clients = 'cuda:99': a CUDA device expected" in complaint((code, said, err))
+    assert said.count("ended early (exit code 2: [placement] clients") == 2
+
+
 def test_files_that_are_not_there_or_no_toml(shell: Any) -> None:
     nowhere = shell.folder / "nowhere.toml"
     assert f"experiment file expected at {nowhere}" in complaint(shell.steelyard("run", str(nowhere)))
