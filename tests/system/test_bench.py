@@ -111,14 +111,15 @@ def test_the_published_loop_finds_the_engines_accuracies() -> None:
 
 
 def test_every_path_that_fits_is_timed_and_compared() -> None:
+    paths = [path for path, kind in PATHS.items() if "cpu" in kind.devices]
     timed = {timing.name: timing for timing in timings(TINY, (10, 30), 1, 1)}
-    assert set(timed) == {PUBLISHED, *(f"{path}, {batch}" for path in PATHS for batch in (10, 30))}
+    assert set(timed) == {PUBLISHED, *(f"{path}, {batch}" for path in paths for batch in (10, 30))}
     assert timed[PUBLISHED].ratios == (1.0, 1.0)
     assert all(timing.seconds > 0 and timing.processor_s is not None for timing in timed.values())
     compared = {found.path: found for found in path_errors(random_round(TINY), 10)}
-    assert set(compared) == set(PATHS)
+    assert set(compared) == set(paths)
     assert compared["plain"].loss == (0.0, 0.0)
-    assert 0 < compared["im2col_bf16"].loss[1] <= compared["im2col_bf16"].loss[0] < PATHS["im2col_bf16"][1].loss
+    assert 0 < compared["im2col_bf16"].loss[1] <= compared["im2col_bf16"].loss[0] < PATHS["im2col_bf16"].bound.loss
 
 
 def test_workers_are_compared_with_the_faster_form_of_the_published_loop() -> None:

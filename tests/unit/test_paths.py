@@ -22,7 +22,9 @@ from steelyard.models import MODELS, FlatModel
 from steelyard.parsing import parse
 from steelyard.scoring.coalitions import Floats, all_masks
 from steelyard.scoring.paths import PATHS, make_path, pieces
+from steelyard.scoring.paths.folded import Folded
 from steelyard.scoring.paths.folding import folded
+from steelyard.scoring.paths.tf32 import FoldedTf32
 from steelyard.scoring.paths.winograd import Scratch, Tiles, Winograd, minimal_filtering
 from steelyard.scoring.utility import RoundGame, Utility
 
@@ -116,7 +118,7 @@ def random_game(model: FlatModel, shape: Shape, path: str, inner_batch: int = 16
 
 
 def assert_within_bound(game: Callable[[str], RoundGame], path: str) -> None:
-    bound, plain, other = PATHS[path][1], game("plain"), game(path)
+    bound, plain, other = PATHS[path].bound, game("plain"), game(path)
     masks = all_masks(plain.players)
     losses, got = plain.view("loss").values(masks), other.view("loss").values(masks)
     assert got == pytest.approx(losses, rel=bound.loss, abs=bound.loss)
@@ -142,7 +144,7 @@ def trained() -> TrainedRound:
     )
 
 
-@pytest.mark.parametrize("path", [path for path in PATHS if path != "plain"])
+@pytest.mark.parametrize("path", [path for path, kind in PATHS.items() if path != "plain" and "cpu" in kind.devices])
 def test_a_path_keeps_its_bound_on_a_trained_round(path: str, trained: TrainedRound) -> None:
     def game(path: str) -> RoundGame:
         utility = Utility(trained.model, trained.images, trained.labels, inner_batch=64, path=path)
@@ -154,7 +156,7 @@ def test_a_path_keeps_its_bound_on_a_trained_round(path: str, trained: TrainedRo
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-@pytest.mark.parametrize("path", [path for path in PATHS if path != "winograd"])
+@pytest.mark.parametrize("path", [path for path, kind in PATHS.items() if "cuda" in kind.devices])
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_path_on_a_gpu_is_within_its_bound_of_plain_on_the_cpu(
     path: str, workers: int, trained: TrainedRound
@@ -166,7 +168,7 @@ def test_a_path_on_a_gpu_is_within_its_bound_of_plain_on_the_cpu(
 
     here = utilities(utility_of(trained, "plain", 64, workers=1))
     there = utilities(utility_of(trained, path, 64, workers, "cuda"))
-    bound = PATHS[path][1]
+    bound = PATHS[path].bound
     assert there[0] == pytest.approx(here[0], rel=max(bound.loss, 1e-5), abs=max(bound.loss, 1e-5))
     assert there[1] == pytest.approx(here[1], abs=max(bound.accuracy, 1 / len(trained.labels)))
 
@@ -378,10 +380,27 @@ def test_a_model_that_im2col_does_not_fit_is_refused(
         make_path("im2col", FlatModel("other", SHAPE), [])
 
 
-def test_winograd_is_refused_where_there_is_no_cache_to_stay_in() -> None:
-    there = FlatModel("cnn8", Shape(channels=1, height=8, width=8, classes=10), "meta")
-    with pytest.raises(UserError, match="made for a CPU's caches; set path = 'folded', or device = 'cpu'"):
-        make_path("winograd", there, [])
+@pytest.mark.parametrize(("path", "device", "other"), [("winograd", "meta", "cpu"), ("folded_tf32", "cpu", "cuda")])
+def test_a_path_is_refused_on_a_device_that_it_is_not_made_for(path: str, device: str, other: str) -> None:
+    there = FlatModel("cnn8", Shape(channels=1, height=8, width=8, classes=10), device)
+    with pytest.raises(UserError, match=f"is made for {other} alone; set device = '{other}', or path = 'folded'"):
+        make_path(path, there, [])
+
+
+def test_tf32_is_allowed_for_its_own_path_alone_and_on_the_cpu_changes_nothing() -> None:
+    model = FlatModel("resnet18", Shape(channels=3, height=9, width=9, classes=10))
+    model.initial_state(torch.Generator().manual_seed(0))
+    images = [torch.rand(3, 3, 9, 9), torch.rand(2, 3, 9, 9)]
+    cudnn = torch.backends.cudnn
+    cudnn.allow_tf32 = False
+    seen: list[bool] = []
+    ours, theirs = FoldedTf32(model, images), Folded(model, images)
+    next(ours._graph.children()).register_forward_hook(lambda *_: seen.append(cudnn.allow_tf32))
+    with torch.inference_mode():
+        for made, expected in zip(ours.logits(), theirs.logits(), strict=True):
+            assert not cudnn.allow_tf32
+            assert torch.equal(made, expected)
+    assert seen == [True, True]
 
 
 def test_a_model_that_cannot_be_traced_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -414,5 +433,7 @@ def test_a_path_that_does_not_fit_is_refused_when_the_half_is_checked(
         with pytest.raises(UserError, match=r"begins with Linear; set path = 'plain'"):
             check("im2col", "linear first", device)
     check("winograd", "resnet18", "cpu")
-    with pytest.raises(UserError, match="made for a CPU's caches"):
-        check("winograd", "resnet18", "cuda")
+    check("folded_tf32", "resnet18", "cuda")
+    for path, device in (("winograd", "cuda"), ("folded_tf32", "cpu")):
+        with pytest.raises(UserError, match="is made for"):
+            check(path, "resnet18", device)

@@ -90,7 +90,7 @@ def test_a_lead_must_exceed_its_quantile_of_the_errors() -> None:
     assert best_are_settled(value, error, 2, top=2, error=0.05), "everybody is among the two best"
 
 
-@pytest.mark.parametrize("method", ["regression", "controlled", "adjusted"])
+@pytest.mark.parametrize("method", ["regression", "controlled", "adjusted", "layers"])
 def test_a_decision_is_wrong_no_more_often_than_allowed(method: str) -> None:
     """The hardest case: the best player leads by next to nothing, and all looks have their chance; 200 runs."""
     utilities = rough(1e-9)

@@ -1,18 +1,25 @@
-"""A plan of single coalitions, most of them small: for games that saturate long before everybody is in. Torch-free.
+"""A plan of single coalitions, most of them small: for many players, in games that saturate long before all are in.
 
-A coalition of size s is drawn with probability q_s / C(n, s), q_s in proportion to 1 / s for s = 1..n-1, and
+Torch-free. The players alone come first, and z_k is by how much V({k}) is above their mean. Then coalitions of s >= 2
+are drawn with probability q_s / C(n, s), q_s in proportion to 1 / s, and
 
-    value of k = (V(N) - V(empty)) / n + mean over draws of (V(S) - f(s)) x weight of k,
-    weight of k = 1 / (s q_s) where k is in S, else -1 / ((n - s) q_s)
+    value of k = (V(N) - V(empty)) / n  +  z_k (sum over s of b(s)) / (n - 1)
+                 +  L x mean over draws of (V(S) - f(s) - b(s) z(S)) x weight of k,
+    weight of k = 1 / (s q_s) where k is in S, else -1 / ((n - s) q_s),  z(S) the sum over members.
 
-which is unbiased for any f that does not depend on the draw: the weights of all coalitions of one size add up to 0 for
-every player. f(s) is the game's mean by size, interpolated through the draws of the other half of the sample and the
-two ends (a control variate by cross-fitting, so unbiased too), and what is left of V is its spread within a size. Our
-choice throughout; the weights are those of Shapley's value written as a sum over coalitions.
+These are equal parts; what coalitions tell by the worth of their members alone; and a correction, which makes the sum
+unbiased for any f and b that do not depend on the draw, if L = 1. f(s), the game's mean by size, and b(s), the slope
+of V(S) in z(S), are fitted to the other half of the draws (control variates by cross-fitting); b(1) = 1. The weights
+are those of Shapley's value written as a sum over coalitions.
+
+The correction is as noisy as it is needed, so L < 1 shrinks it towards 0 as James and Stein do (1961): by the share of
+its mean square over players that is not sampling error. That is a bias, towards what single players are worth; it is
+smaller than the error that it saves (tests/unit/test_estimators.py holds it to that), and vanishes with more draws. All
+of it is our choice.
 
 Where a game saturates at some size however many players there are, its spread beyond that size is nothing, each draw
-tells of all its members at once, and the calls for a relative error grow as n log n. In games that do not, and below
-some 30 players, `regression` and `adjusted` need fewer.
+tells of all its members at once, and few draws tell how the slopes fall. Below some 30 players, `regression` and
+`adjusted` need fewer calls.
 
 Legend: n players, m draws, s sizes 1..n-1, C distinct coalitions.
 """
@@ -27,9 +34,13 @@ from steelyard.scoring.evaluators.budget import Drawn, Estimate
 
 Ints = NDArray[np.int64]
 
+ENOUGH = 4  # draws that two halves, each with a spread, are made of
+TIE = 2.0  # draws that a slope's tie to its neighbour counts for
+CAUTION = 1.25  # by how much the correction's sampling error is overstated where it decides what is kept of it
+
 
 class Layers:
-    """Coalitions by size and then at random, with replacement; values add up to V(N) - V(empty) however few.
+    """Single players, then coalitions by size and at random, with replacement; values add up to V(N) - V(empty).
 
     Args:
         players: n, at least 2.
@@ -42,7 +53,8 @@ class Layers:
         self._drawn.row(np.zeros(players, dtype=bool))
         self._drawn.row(np.ones(players, dtype=bool))
         share = 1 / np.arange(1, players)
-        self._chance = share / share.sum()  # q_s of s = 1..n-1
+        share[0] = 0.0  # the single players are all there
+        self._chance = share / max(share.sum(), 1e-300)  # q_s of s = 1..n-1
         self._rows: list[int] = []
 
     def __len__(self) -> int:
@@ -53,48 +65,74 @@ class Layers:
         return self._drawn.masks(start)
 
     def draw(self) -> None:
-        """One coalition more, perhaps one drawn before."""
+        """The next single player, or one coalition more, perhaps one drawn before."""
         n = self._drawn.players
-        size = 1 + self._generator.choice(n - 1, p=self._chance)
         mask = np.zeros(n, dtype=bool)
+        if len(self) < n + 2:
+            mask[len(self) - 2] = True
+            self._drawn.row(mask)
+            return
+        size = 1 + self._generator.choice(n - 1, p=self._chance)
         mask[self._generator.permutation(n)[:size]] = True
         self._rows.append(self._drawn.row(mask))
 
     def estimate(self, values_C: Floats) -> Estimate:
-        """Means over draws; the error is their spread, nan for fewer than two draws."""
+        """The value and its error, the root of L plus L's own uncertainty, times that of the correction.
+
+        The error is nan below `ENOUGH` draws, which then count for nothing.
+        """
         n, rows = self._drawn.players, np.array(self._rows, dtype=np.int64)
+        equal_nC = np.zeros((n, len(values_C)))
+        equal_nC[:, 0], equal_nC[:, 1] = -1 / n, 1 / n
+        if len(values_C) < n + 2:
+            return Estimate(coefficients_nC=equal_nC, std_error=np.full(n, np.nan))
+        alone_nC = np.zeros((n, len(values_C)))  # z_k
+        alone_nC[:, 2 : n + 2] = np.eye(n) - 1 / n
+        if len(rows) < ENOUGH:
+            return Estimate(coefficients_nC=equal_nC + alone_nC / (n - 1), std_error=np.full(n, np.nan))
         member_Cn = self.masks()
-        sizes_C = member_Cn.sum(axis=1)
-        coefficients = np.zeros((n, len(values_C)))
-        coefficients[:, 0], coefficients[:, 1] = -1 / n, 1 / n
-        if len(rows) == 0:
-            return Estimate(coefficients_nC=coefficients, std_error=np.full(n, np.nan))
-        size_m = sizes_C[rows]
+        size_m = member_Cn.sum(axis=1)[rows]
         joined_m, left_out_m = (1 / (s * self._chance[size_m - 1]) for s in (size_m, n - size_m))
         weight_nm = np.where(member_Cn[rows].T, joined_m, -left_out_m)
-        residual_m = values_C[rows]  # V(S) - f(s) of each draw
+        fitted_nC, expected_mC = np.zeros_like(equal_nC), np.zeros((len(rows), len(values_C)))
         for half in (0, 1):
-            mine = slice(half, None, 2)
-            level_sC = _level(np.arange(1, n), rows[1 - half :: 2], sizes_C, n)
-            residual_m[mine] -= (level_sC @ values_C)[size_m[mine] - 1]
-            by_size_ns = np.zeros((n, n - 1))
-            np.add.at(by_size_ns.T, size_m[mine] - 1, weight_nm[:, mine].T)
-            coefficients -= by_size_ns @ level_sC / len(rows)
-        np.add.at(coefficients.T, rows, weight_nm.T / len(rows))
-        parts_nm = weight_nm * residual_m
-        if len(rows) < 2:
-            return Estimate(coefficients_nC=coefficients, std_error=np.full(n, np.nan))
+            mine, others = slice(half, None, 2), rows[1 - half :: 2]
+            level_sC = _level(others, member_Cn, n)
+            slope_s = _slopes(others, level_sC, alone_nC, member_Cn, values_C)
+            share = len(rows[mine]) / len(rows)
+            fitted_nC += share * slope_s.sum() / (n - 1) * alone_nC
+            sizes = size_m[mine] - 1
+            expected_mC[mine] = level_sC[sizes] + slope_s[sizes, None] * (member_Cn[rows[mine]] @ alone_nC)
+        parts_nm = weight_nm * (values_C[rows] - expected_mC @ values_C)
+        correction_nC = -weight_nm @ expected_mC
+        np.add.at(correction_nC.T, rows, weight_nm.T)
         error_n = parts_nm.std(axis=1, ddof=1) / np.sqrt(len(rows))
-        parts_nm = (parts_nm - parts_nm.mean(axis=1, keepdims=True)) / np.sqrt(len(rows) * (len(rows) - 1))
-        return Estimate(coefficients_nC=coefficients, std_error=error_n, parts_nm=parts_nm)
+        kept = _kept(parts_nm.mean(axis=1), error_n)
+        part = np.sqrt(min(1.0, kept + np.sqrt(2 / (n - 1))))
+        parts_nm = part * (parts_nm - parts_nm.mean(axis=1, keepdims=True))
+        return Estimate(
+            coefficients_nC=equal_nC + fitted_nC + kept * correction_nC / len(rows),
+            std_error=part * error_n,
+            parts_nm=parts_nm / np.sqrt(len(rows) * (len(rows) - 1)),
+        )
 
 
-def _level(sizes_s: Ints, others: Ints, sizes_C: Ints, n: int) -> Floats:
-    """The mean utility at given sizes as weights on all utilities, [s, C], from other draws (rows, with repetitions).
+def _kept(correction_n: Floats, error_n: Floats) -> float:
+    """L: the part of a correction that is kept; its n values add up to 0, so they have n - 1 dimensions.
 
-    Straight lines between the means of the sizes that those draws have, the empty and the full coalition among them.
+    Few draws have heavy tails, hence the caution: where the error is known, any factor below 2 is better than none.
     """
-    known = np.concatenate([np.array([0, 1]), others])
+    n, square = len(correction_n), float((correction_n**2).sum())
+    return max(0.0, 1 - CAUTION * (n - 3) / (n - 1) * float((error_n**2).sum()) / square) if square else 0.0
+
+
+def _level(others: Ints, member_Cn: Masks, n: int) -> Floats:
+    """The mean utility at sizes 1..n-1 as weights on all utilities, [s, C], from other draws (rows, with repetitions).
+
+    Straight lines between the means of the sizes that those draws have, the whole sizes among them.
+    """
+    sizes_C, sizes_s = member_Cn.sum(axis=1), np.arange(1, n)
+    known = np.concatenate([np.arange(n + 2), others])
     at = np.unique(sizes_C[known])
     mean_aC = np.zeros((len(at), len(sizes_C)))
     np.add.at(mean_aC, (np.searchsorted(at, sizes_C[known]), known), 1.0)
@@ -102,5 +140,24 @@ def _level(sizes_s: Ints, others: Ints, sizes_C: Ints, n: int) -> Floats:
     right = np.clip(np.searchsorted(at, sizes_s), 1, len(at) - 1)
     part_s = (sizes_s - at[right - 1]) / (at[right] - at[right - 1])
     level: Floats = mean_aC[right - 1] * (1 - part_s)[:, None] + mean_aC[right] * part_s[:, None]
-    assert n == at[-1], "the full coalition is always known"
     return level
+
+
+def _slopes(others: Ints, level_sC: Floats, alone_nC: Floats, member_Cn: Masks, values_C: Floats) -> Floats:
+    """b(s) of sizes 1..n-1, from other draws: straight lines in log s between its values at 1, 2, 4, 8, ...
+
+    That at 1 is 1. Least squares, in which each of the others is tied to the one before it as by `TIE` draws.
+    """
+    member_mn = member_Cn[others]
+    place_s = np.log2(np.arange(1, len(level_sC) + 1))
+    octaves = np.arange(int(np.ceil(place_s[-1])) + 1)
+    lines_so = np.maximum(0.0, 1 - np.abs(place_s[:, None] - octaves))
+    z_m = member_mn @ (alone_nC @ values_C)
+    size_m = member_mn.sum(axis=1)
+    above_m = values_C[others] - (level_sC @ values_C)[size_m - 1]
+    tied_oo = np.sqrt(TIE * np.mean(z_m**2)) * np.diff(np.eye(len(octaves)), axis=0)
+    design = np.vstack([z_m[:, None] * lines_so[size_m - 1], tied_oo])
+    wanted = np.concatenate([above_m, np.zeros(len(tied_oo))]) - design[:, 0]
+    found = np.linalg.lstsq(design[:, 1:], wanted, rcond=None)[0]
+    slope_s: Floats = lines_so @ np.concatenate([[1.0], found])
+    return slope_s

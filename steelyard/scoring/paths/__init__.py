@@ -14,12 +14,14 @@ from functools import partial
 
 import torch
 
+from steelyard.errors import UserError
 from steelyard.models import FlatModel
 from steelyard.parsing import choose
 from steelyard.scoring.paths.base import Path
 from steelyard.scoring.paths.folded import Folded
 from steelyard.scoring.paths.im2col import Im2col
 from steelyard.scoring.paths.plain import Plain
+from steelyard.scoring.paths.tf32 import FoldedTf32
 from steelyard.scoring.paths.winograd import Winograd
 
 
@@ -36,13 +38,26 @@ class Bound:
     accuracy: float
 
 
-PATHS: dict[str, tuple[Callable[[FlatModel, Sequence[torch.Tensor]], Path], Bound]] = {
-    "plain": (Plain, Bound(loss=0.0, accuracy=0.0)),
-    "im2col": (Im2col, Bound(loss=1e-5, accuracy=1e-5)),
-    "folded": (Folded, Bound(loss=1e-5, accuracy=1e-5)),
-    "winograd": (Winograd, Bound(loss=1e-5, accuracy=1e-5)),
-    "im2col_bf16": (partial(Im2col, dtype=torch.bfloat16), Bound(loss=1e-2, accuracy=2e-2)),
-    "folded_bf16": (partial(Folded, dtype=torch.bfloat16), Bound(loss=1e-2, accuracy=2e-2)),
+@dataclass(frozen=True, kw_only=True)
+class Kind:
+    """One way: what makes it, its bound, and the devices that it is made for."""
+
+    make: Callable[[FlatModel, Sequence[torch.Tensor]], Path]
+    bound: Bound
+    devices: tuple[str, ...] = ("cpu", "cuda")
+
+
+EXACT = Bound(loss=1e-5, accuracy=1e-5)
+LOW = Bound(loss=1e-2, accuracy=2e-2)
+
+PATHS = {
+    "plain": Kind(make=Plain, bound=Bound(loss=0.0, accuracy=0.0)),
+    "im2col": Kind(make=Im2col, bound=EXACT),
+    "folded": Kind(make=Folded, bound=EXACT),
+    "winograd": Kind(make=Winograd, bound=EXACT, devices=("cpu",)),  # a GPU takes ten times as long as with `plain`
+    "folded_tf32": Kind(make=FoldedTf32, bound=LOW, devices=("cuda",)),
+    "im2col_bf16": Kind(make=partial(Im2col, dtype=torch.bfloat16), bound=LOW),
+    "folded_bf16": Kind(make=partial(Folded, dtype=torch.bfloat16), bound=LOW),
 }
 
 
@@ -50,6 +65,10 @@ def make_path(name: str, model: FlatModel, images: Sequence[torch.Tensor]) -> Pa
     """The path of that name over the images of each inner batch, float32 [B, channels, height, width].
 
     Raises:
-        UserError: there is none of that name, or it does not fit the model.
+        UserError: there is none of that name, or it does not fit the model or the device that it lies on.
     """
-    return choose(name, PATHS, "[scoring] path")[0](model, images)
+    kind = choose(name, PATHS, "[scoring] path")
+    if ("cpu" if model.state.device.type == "cpu" else "cuda") not in kind.devices:
+        here = kind.devices[0]
+        raise UserError(f"[scoring] path {name!r} is made for {here} alone; set device = {here!r}, or path = 'folded'")
+    return kind.make(model, images)

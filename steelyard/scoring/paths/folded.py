@@ -37,6 +37,9 @@ class Folded:
         self._graph.to(dtype).requires_grad_(requires_grad=False)
         if dtype != torch.float32:
             _keep_logits_exact(self._graph)
+        if model.state.device.type != "cpu":  # else each convolution there reorders its weights again
+            for weight in (tensor for tensor in self._graph.parameters() if tensor.ndim == 4):
+                weight.data = weight.data.contiguous(memory_format=torch.channels_last)
         self._graph.recompile()
         self._pairs = [(_conv(self._graph, conv), _conv(module, conv), _norm(module, norm)) for conv, norm in pairs]
         theirs = dict(module.named_parameters()) | dict(module.named_buffers())
@@ -69,8 +72,8 @@ def _trace(module: nn.Module) -> fx.GraphModule:
         return fx.symbolic_trace(copy.deepcopy(module).eval())
     except (TypeError, ValueError, RuntimeError) as error:  # torch.fx's TraceError is a ValueError
         raise UserError(
-            f"[scoring] paths 'folded' and 'winograd' fit models that torch.fx can trace; {type(module).__name__}: "
-            f"{error}; set path = 'plain'"
+            f"[scoring] paths 'folded', 'folded_tf32' and 'winograd' fit models that torch.fx can trace; "
+            f"{type(module).__name__}: {error}; set path = 'plain'"
         ) from None
 
 

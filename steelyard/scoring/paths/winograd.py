@@ -39,15 +39,10 @@ class Winograd(Folded):
         images: float32 [B, channels, height, width] of each inner batch.
 
     Raises:
-        UserError: the model's forward pass can't be traced, an example's logits depend on what is beside it, or the
-            model is not on the CPU.
+        UserError: the model's forward pass can't be traced, or an example's logits depend on what is beside it.
     """
 
     def __init__(self, model: FlatModel, images: Sequence[torch.Tensor]) -> None:
-        if model.state.device.type != "cpu":  # ten times slower than `plain` there: parts and copies do not pay
-            raise UserError(
-                "[scoring] path 'winograd' is made for a CPU's caches; set path = 'folded', or device = 'cpu'"
-            )
         super().__init__(model, images)
         self._convolutions: list[Product] = []
         self._pieces: list[Piece] = []
