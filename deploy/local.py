@@ -74,7 +74,7 @@ def run_local(
         faults: what is to befall which client when.
 
     Raises:
-        UserError: the server could not start for a reason that the user can mend.
+        UserError: the server could not start, or no client could, for a reason that the user can mend.
         RunFailedError: the server ended without finishing; the message is its reason.
     """
     here = Roles(roles)
@@ -246,11 +246,13 @@ def _follow(
                 continue
         shown = time.monotonic()
         poll()
+        hopeless = bool(clients) and all(client.code == MISTAKE for client in clients)
         for other in processes:
             if other is not server and other.code and not other.reported:
                 other.reported = True
-                say(f"{other.role} ended early ({describe(other.code, other.said)}); the run goes on without it")
-        if clients and all(client.code == MISTAKE for client in clients):
+                what = "as every client did" if hopeless else "the run goes on without it"
+                say(f"{other.role} ended early ({describe(other.code, other.said)}); {what}")
+        if hopeless and server.code is None:
             first = next(iter(clients))
             raise failure(MISTAKE, first.said, first.role)
     poll()

@@ -7,6 +7,7 @@ handed out are views of the mapping. There is no pickle. Torch-free: `torch.from
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import mmap
@@ -104,7 +105,7 @@ class BundleFile:
     """A bundle in a memory-mapped safetensors file.
 
     `data` is the raw data region, writable for a file made by `create` or opened `private`; `arrays()` are views of it.
-    The file stays mapped until `close`, and the views must not outlive that.
+    The file stays mapped, and one made by `create` open, until `close`, and the views must not outlive that.
     """
 
     def __init__(
@@ -191,14 +192,18 @@ class BundleFile:
         return np.frombuffer(self.data, dtype=np.float32)
 
     def put(self, at: int, chunk: bytes | memoryview) -> None:
-        """Write bytes to the data of a file made by `create`; `data` shows them.
+        """Write bytes to the data of a file made by `create`, `at` bytes from its start; `data` shows them.
 
         The kernel fills a page with zeros before it is first written to through the mapping, which takes longer than
         the copy itself; and a copy through the mapping keeps Python's other threads waiting meanwhile.
+
+        Raises:
+            OSError: the system can't write there.
+            ValueError: the file was closed.
         """
         assert self._file is not None
         left = memoryview(chunk)
-        assert at + len(left) <= self.manifest.nbytes
+        assert 0 <= at <= self.manifest.nbytes - len(left)
         while left:
             written = os.pwrite(self._file.fileno(), left, self._start + at)
             at, left = at + written, left[written:]
@@ -213,7 +218,7 @@ class BundleFile:
         sync_folder(final.parent)
 
     def close(self) -> None:
-        """Release the mapping if no view of it is left; otherwise it goes with the last view."""
+        """Close the file, and release the mapping if no view of it is left; otherwise it goes with the last view."""
         if self._file is not None:
             self._file.close()
         try:
@@ -235,13 +240,12 @@ def write(path: Path, specs: tuple[TensorSpec, ...], *parts: memoryview) -> Mani
         hasher.update(part)
     manifest = Manifest(specs, hasher.hexdigest())
     assert sum(map(len, parts)) == manifest.nbytes, "the parts are the manifest's bytes"
-    file = BundleFile.create(path.with_name(path.name + ".part"), manifest)
-    at = 0
-    for part in parts:
-        file.put(at, part)
-        at += len(part)
-    file.commit(path)
-    file.close()
+    with contextlib.closing(BundleFile.create(path.with_name(path.name + ".part"), manifest)) as file:
+        at = 0
+        for part in parts:
+            file.put(at, part)
+            at += len(part)
+        file.commit(path)
     return manifest
 
 

@@ -26,7 +26,7 @@ import numpy as np
 
 from steelyard.bundle import BundleFile, Manifest, TensorSpec, digest, raw
 from steelyard.process import keep_freed_memory
-from steelyard.transport.base import CHUNK_BYTES, SERVER, Sink, TensorPlane, Transfer
+from steelyard.transport.base import CHUNK_BYTES, SERVER, Put, Sink, TensorPlane, Transfer
 from steelyard.transport.endpoint import bind, dial, server_options
 from steelyard.transport.grpc_plane import GrpcClientPlane, GrpcServerPlane
 from steelyard.transport.settings import TransportConfig
@@ -77,18 +77,18 @@ class End:
         """Tell the driver something, and the processor seconds of this process so far."""
         print(json.dumps({**words, "processor": time.process_time()}), flush=True)
 
-    def places(self, *, files: bool, stack: ExitStack) -> list[memoryview]:
-        """Where a server receives each client's bytes: its own recording file, or a scratch array."""
+    def places(self, *, files: bool, stack: ExitStack) -> list[tuple[memoryview, Put | None]]:
+        """Where a server receives each client's bytes: its own recording file, as a run does, or a scratch array."""
         if not files:
             self.scratch = self.scratch or [np.zeros_like(self.model) for _ in range(self.options.clients)]
-            return [raw(array) for array in self.scratch]
-        made = []
+            return [(raw(array), None) for array in self.scratch]
+        made: list[tuple[memoryview, Put | None]] = []
         for client in range(self.options.clients):
             path = self.options.folder / f"{secrets.token_hex(4)}-{client}.part"
             file = BundleFile.create(path, self.manifest)
             stack.callback(path.unlink)
             stack.callback(file.close)
-            made.append(file.data)
+            made.append((file.data, file.put))
         return made
 
 
@@ -114,11 +114,11 @@ class GrpcServer(End):
         with ExitStack() as stack:
             places = self.places(files=words["files"], stack=stack)
             plan, futures = [], []
-            for client, place in enumerate(places):
+            for client, (place, put) in enumerate(places):
                 ids = [(secrets.token_hex(8), secrets.token_hex(8)) for _ in range(count)]
                 for pull, push in ids:
                     futures.append(self.plane.send(self._transfer(pull, client), raw(self.model)))
-                    futures.append(self.plane.receive(self._transfer(push, client), place))
+                    futures.append(self.plane.receive(self._transfer(push, client), place, put))
                 plan.append(ids)
             self.say(plan=plan)
             _await(futures)
@@ -186,7 +186,7 @@ class TcpServer(End):
     def turn(self, words: dict[str, Any]) -> None:
         """Send and receive, all clients at once."""
 
-        def serve(opened: socket.socket, place: memoryview) -> None:
+        def serve(opened: socket.socket, place: memoryview, _put: Put | None) -> None:
             for _ in range(self.options.repeats):
                 opened.sendall(raw(self.model))
                 _receive(opened, place)
@@ -194,7 +194,7 @@ class TcpServer(End):
         with ExitStack() as stack:
             places = self.places(files=words["files"], stack=stack)
             self.say(plan=[[]] * self.options.clients)
-            _side_by_side([partial(serve, *pair) for pair in zip(self.sockets, places, strict=True)])
+            _side_by_side([partial(serve, opened, *place) for opened, place in zip(self.sockets, places, strict=True)])
             self.say(done=True)
 
 
@@ -244,7 +244,7 @@ class GlooEnd(End):
             self.say(done=True)
             return
 
-        def serve(pair: Any, place: memoryview) -> None:
+        def serve(pair: Any, place: memoryview, _put: Put | None) -> None:
             into = self.torch.from_numpy(np.frombuffer(place, dtype=np.float32))
             for _ in range(self.options.repeats):
                 pair.send([self.tensor], 1, 0).wait()
@@ -253,7 +253,7 @@ class GlooEnd(End):
         with ExitStack() as stack:
             places = self.places(files=words["files"], stack=stack)
             self.say(plan=[[]] * self.options.clients)
-            _side_by_side([partial(serve, *pair) for pair in zip(self.pairs, places, strict=True)])
+            _side_by_side([partial(serve, pair, *place) for pair, place in zip(self.pairs, places, strict=True)])
             self.say(done=True)
 
 

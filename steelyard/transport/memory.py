@@ -108,6 +108,6 @@ class ClientPlane:
                     sink.write(chunk)
                     on_bytes(len(chunk))
                 sink.finish()
-        except RefusedError as fault:
+        except Exception as fault:  # noqa: BLE001 - both ends' futures carry it to their owners
             return fault
         return None

@@ -48,6 +48,13 @@ def test_a_wrong_setting(override: str, words: str, shell: Any) -> None:
     assert all((run / "manifest.json").exists() for run in runs), "a run that never began leaves no directory"
 
 
+def test_tf32_in_the_process_of_clients_that_train_on_a_gpu(shell: Any) -> None:
+    gpu = ("scoring.path=folded_tf32", "scoring.device=cuda", 'placement.clients=["cuda:0"]')
+    settings = [word for setting in gpu for word in ("--set", setting)]
+    said = complaint(shell.finish(shell.start_run(*QUICK, "--launcher", "inline", *settings)))
+    assert "clients on a GPU share here: processes of their own expected; take --launcher local" in said
+
+
 def test_a_mistake_that_ends_every_client_ends_the_run_at_once(shell: Any) -> None:
     """Well before the server would give up waiting for them."""
     elsewhere = ("--set", 'placement.clients=["cuda:99"]', "--set", "protocol.join_timeout_s=3000")

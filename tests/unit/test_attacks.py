@@ -103,6 +103,7 @@ def test_free_rider_sends_nothing_or_the_step_it_saw(resources: Resources, state
     nothing = make_attack({"name": "free_rider", "send": "nothing"}, resources)
     assert not nothing.update(1, states[0]).update_D.any()
     assert not nothing.update(2, states[1]).update_D.any()
+    assert not list(resources.folder.glob("attack-*")), "nothing is kept that nothing needs"
     rider = make_attack({"name": "free_rider"}, replace(resources, folder=resources.folder / "rider"))
     assert not rider.update(1, states[0]).update_D.any()
     assert torch.equal(rider.update(2, states[1]).update_D, states[1] - states[0])

@@ -400,7 +400,8 @@ def test_layers_are_their_formula_draw_by_draw(draws: int) -> None:
         error, mean = corrections.std(axis=1, ddof=1) / draws**0.5, corrections.mean(axis=1)
         kept = max(0, 1 - 1.25 * 3 / 5 * (error @ error) / (mean @ mean))
         values += kept * mean
-        assert estimate.std_error == pytest.approx(error * min(1, kept + 0.4**0.5) ** 0.5)
+        expected = error**2 * min(1, kept + 0.4**0.5) + ((1 - kept) * mean) ** 2
+        assert estimate.std_error**2 == pytest.approx(expected)
     assert estimate.coefficients_nC @ utilities == pytest.approx(values, abs=1e-12)
 
 
@@ -422,11 +423,16 @@ def test_layers_are_unbiased_but_for_shrinking(monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.parametrize("calls", [40, 100])
 @pytest.mark.parametrize("name", NAMES)
 def test_shrinking_saves_more_than_its_bias(name: str, calls: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """400 samples of ten players: the bias is about half of the error that is left, which knows of it."""
+    """400 samples of ten players: the bias is about half of the error that is left, which knows of it.
+
+    That holds over all players together; whoever differs most from the others loses by it.
+    """
     table = csv_table(name)
     exact = shapley_coefficients(10) @ table
     shrunk, errors = repeated(table, "shapley", 400, method="layers", calls=calls)
-    assert 0.91 < (np.abs(shrunk - exact) <= 1.96 * errors).mean() < 0.98
+    covered_n = (np.abs(shrunk - exact) <= 1.96 * errors).mean(axis=0)
+    assert covered_n.mean() > 0.94
+    assert covered_n.min() > 0.8
     rmse, bias = np.sqrt(np.mean((shrunk - exact) ** 2)), np.sqrt(np.mean((shrunk.mean(axis=0) - exact) ** 2))
     monkeypatch.setattr(layers, "_kept", lambda *_: 1.0)
     unbiased, _ = repeated(table, "shapley", 400, method="layers", calls=calls)
@@ -485,11 +491,34 @@ def test_what_the_control_variates_save() -> None:
     assert rmse[0] < 0.75 * rmse[1]
 
 
-@pytest.mark.parametrize("players", [10, 20, 40, 80])
+def test_layers_take_single_players_alike_for_what_they_are() -> None:
+    """All worth 0.1 alone, which is no sum of halves, so that means of them differ from them by rounding."""
+    table = np.random.default_rng(4).random(2**8)
+    table[1 << np.arange(8)] = 0.1
+    for seed in range(5):
+        scores = run(TableGame(table), "shapley", seed, method="layers", calls=100)
+        assert scores.value.sum() == pytest.approx(table[-1] - table[0], abs=1e-12)
+        assert np.abs(scores.value - shapley_coefficients(8) @ table).max() < 0.5
+
+
+def test_layers_draw_often_without_holding_every_draw() -> None:
+    """Of 4,096 coalitions 4,000 take some 34,000 draws; a matrix of draws by coalitions would be a gigabyte."""
+    plan = Layers(12, np.random.default_rng(0))
+    while len(plan) < 4000:
+        plan.draw()
+    utilities = np.random.default_rng(1).random(4000)
+    tracemalloc.start()
+    plan.estimate(utilities)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 50e6
+
+
+@pytest.mark.parametrize("players", [20, 40, 80])
 def test_layers_need_calls_that_grow_as_n_log_n_where_a_game_saturates(players: int) -> None:
-    """Within 10 % of the values' RMS, at 0.8 n log n calls and 2 at least for the empty and the full coalition."""
+    """Within 10 % of the values' RMS, at 0.8 n log n calls."""
     game, exact = saturating(players)
-    calls = max(int(0.8 * players * np.log(players)), players + 6)
+    calls = int(0.8 * players * np.log(players))
     scores = [run(game, "shapley", seed, method="layers", calls=calls) for seed in range(5)]
     errors = np.array([s.value - exact for s in scores])
     assert np.sqrt(np.mean(errors**2)) < 0.1 * np.sqrt(np.mean(exact**2))

@@ -387,12 +387,20 @@ def test_a_path_is_refused_on_a_device_that_it_is_not_made_for(path: str, device
         make_path(path, there, [])
 
 
-def test_tf32_is_allowed_for_its_own_path_alone_and_on_the_cpu_changes_nothing() -> None:
+def test_a_gpu_is_handed_weights_in_the_order_of_its_images() -> None:
+    there = make_path("folded", FlatModel("resnet18", Shape(channels=3, height=9, width=9, classes=10), "meta"), [])
+    assert isinstance(there, Folded)
+    weights = [tensor for tensor in there._graph.parameters() if tensor.ndim == 4]
+    assert len(weights) == 20
+    assert all(weight.is_contiguous(memory_format=torch.channels_last) for weight in weights)
+
+
+def test_tf32_is_allowed_for_its_own_path_alone_and_on_the_cpu_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     model = FlatModel("resnet18", Shape(channels=3, height=9, width=9, classes=10))
     model.initial_state(torch.Generator().manual_seed(0))
     images = [torch.rand(3, 3, 9, 9), torch.rand(2, 3, 9, 9)]
     cudnn = torch.backends.cudnn
-    cudnn.allow_tf32 = False
+    monkeypatch.setattr(cudnn, "allow_tf32", False)
     seen: list[bool] = []
     ours, theirs = FoldedTf32(model, images), Folded(model, images)
     next(ours._graph.children()).register_forward_hook(lambda *_: seen.append(cudnn.allow_tf32))

@@ -17,7 +17,6 @@ from steelyard.scoring.evaluators.base import Fold, Scores
 from steelyard.scoring.evaluators.budget import Plan
 from steelyard.scoring.evaluators.controlled import Controlled
 from steelyard.scoring.evaluators.fedsv import shapley_coefficients
-from steelyard.scoring.evaluators.layers import Layers
 from steelyard.scoring.evaluators.racing import best_are_settled, differences, planned_looks
 from steelyard.scoring.evaluators.regression import PairedBanzhaf, PairedRegression
 from steelyard.scoring.evaluators.walks import Walks
@@ -63,7 +62,6 @@ def test_errors_of_differences_by_hand() -> None:
     [
         lambda g: PairedRegression(6, g),
         lambda g: Controlled(6, g),
-        lambda g: Layers(6, g),
         lambda g: Walks(6, g, antithetic=True, adjusted=True),
         lambda g: Walks(6, g, antithetic=False),
         lambda g: PairedBanzhaf(6, g),
@@ -90,7 +88,7 @@ def test_a_lead_must_exceed_its_quantile_of_the_errors() -> None:
     assert best_are_settled(value, error, 2, top=2, error=0.05), "everybody is among the two best"
 
 
-@pytest.mark.parametrize("method", ["regression", "controlled", "adjusted", "layers"])
+@pytest.mark.parametrize("method", ["regression", "controlled", "adjusted"])
 def test_a_decision_is_wrong_no_more_often_than_allowed(method: str) -> None:
     """The hardest case: the best player leads by next to nothing, and all looks have their chance; 200 runs."""
     utilities = rough(1e-9)

@@ -13,13 +13,13 @@ of V(S) in z(S), are fitted to the other half of the draws (control variates by 
 are those of Shapley's value written as a sum over coalitions.
 
 The correction is as noisy as it is needed, so L < 1 shrinks it towards 0 as James and Stein do (1961): by the share of
-its mean square over players that is not sampling error. That is a bias, towards what single players are worth; it is
-smaller than the error that it saves (tests/unit/test_estimators.py holds it to that), and vanishes with more draws. All
-of it is our choice.
+its mean square over players that is not sampling error. That saves error over all players together, at the cost of a
+bias towards what single players are worth, which falls on whoever differs most from the others and vanishes with more
+draws. The standard error holds what is left out, (1 - L) times the correction, beside what is kept; no parts of it are
+told, so no race is settled (`steelyard.scoring.evaluators.racing`). All of it is our choice.
 
 Where a game saturates at some size however many players there are, its spread beyond that size is nothing, each draw
-tells of all its members at once, and few draws tell how the slopes fall. Below some 30 players, `regression` and
-`adjusted` need fewer calls.
+tells of all its members at once, and few draws tell how the slopes fall. For small errors `regression` needs fewer.
 
 Legend: n players, m draws, s sizes 1..n-1, C distinct coalitions.
 """
@@ -35,6 +35,7 @@ from steelyard.scoring.evaluators.budget import Drawn, Estimate
 Ints = NDArray[np.int64]
 
 ENOUGH = 4  # draws that two halves, each with a spread, are made of
+TIED = 1e-9  # of the utilities' range: single players that differ by less are alike
 TIE = 2.0  # draws that a slope's tie to its neighbour counts for
 CAUTION = 1.25  # by how much the correction's sampling error is overstated where it decides what is kept of it
 
@@ -54,7 +55,7 @@ class Layers:
         self._drawn.row(np.ones(players, dtype=bool))
         share = 1 / np.arange(1, players)
         share[0] = 0.0  # the single players are all there
-        self._chance = share / max(share.sum(), 1e-300)  # q_s of s = 1..n-1
+        self._chance = share / max(share.sum(), 1e-300)  # q_s of s = 1..n-1; two players have nothing to draw
         self._rows: list[int] = []
 
     def __len__(self) -> int:
@@ -77,7 +78,7 @@ class Layers:
         self._rows.append(self._drawn.row(mask))
 
     def estimate(self, values_C: Floats) -> Estimate:
-        """The value and its error, the root of L plus L's own uncertainty, times that of the correction.
+        """The value and its error: that of the correction, by L and L's own uncertainty, and what was left out of it.
 
         The error is nan below `ENOUGH` draws, which then count for nothing.
         """
@@ -91,36 +92,41 @@ class Layers:
         if len(rows) < ENOUGH:
             return Estimate(coefficients_nC=equal_nC + alone_nC / (n - 1), std_error=np.full(n, np.nan))
         member_Cn = self.masks()
-        size_m = member_Cn.sum(axis=1)[rows]
+        member_mn, size_m = member_Cn[rows], member_Cn.sum(axis=1)[rows]
         joined_m, left_out_m = (1 / (s * self._chance[size_m - 1]) for s in (size_m, n - size_m))
-        weight_nm = np.where(member_Cn[rows].T, joined_m, -left_out_m)
-        fitted_nC, expected_mC = np.zeros_like(equal_nC), np.zeros((len(rows), len(values_C)))
-        for half in (0, 1):
-            mine, others = slice(half, None, 2), rows[1 - half :: 2]
-            level_sC = _level(others, member_Cn, n)
-            slope_s = _slopes(others, level_sC, alone_nC, member_Cn, values_C)
-            share = len(rows[mine]) / len(rows)
-            fitted_nC += share * slope_s.sum() / (n - 1) * alone_nC
-            sizes = size_m[mine] - 1
-            expected_mC[mine] = level_sC[sizes] + slope_s[sizes, None] * (member_Cn[rows[mine]] @ alone_nC)
-        parts_nm = weight_nm * (values_C[rows] - expected_mC @ values_C)
-        correction_nC = -weight_nm @ expected_mC
+        weight_nm = np.where(member_mn.T, joined_m, -left_out_m)
+        alone_n = alone_nC @ values_C
+        if np.abs(alone_n).max() <= TIED * np.ptp(values_C):  # rounding alone: there is nothing to tell by it
+            alone_nC, alone_n = np.zeros_like(alone_nC), np.zeros(n)
+        z_m = member_mn @ alone_n
+        fitted_nC, correction_nC, rest_m = np.zeros_like(equal_nC), np.zeros_like(equal_nC), values_C[rows]
         np.add.at(correction_nC.T, rows, weight_nm.T)
-        error_n = parts_nm.std(axis=1, ddof=1) / np.sqrt(len(rows))
-        kept = _kept(parts_nm.mean(axis=1), error_n)
-        part = np.sqrt(min(1.0, kept + np.sqrt(2 / (n - 1))))
-        parts_nm = part * (parts_nm - parts_nm.mean(axis=1, keepdims=True))
+        for half in (0, 1):
+            mine, others = slice(half, None, 2), slice(1 - half, None, 2)
+            level_sC = _level(rows[others], member_Cn, n)
+            level_s = level_sC @ values_C
+            above_m = values_C[rows[others]] - level_s[size_m[others] - 1]
+            slope_s = _slopes(size_m[others], z_m[others], above_m, n)
+            fitted_nC += len(rows[mine]) / len(rows) * slope_s.sum() / (n - 1) * alone_nC
+            slope_m = slope_s[size_m[mine] - 1]
+            rest_m[mine] -= level_s[size_m[mine] - 1] + slope_m * z_m[mine]
+            by_size_ns = np.zeros((n, n - 1))
+            np.add.at(by_size_ns.T, size_m[mine] - 1, weight_nm[:, mine].T)
+            correction_nC -= by_size_ns @ level_sC + (weight_nm[:, mine] * slope_m) @ member_mn[mine] @ alone_nC
+        parts_nm = weight_nm * rest_m
+        correction_n, error_n = parts_nm.mean(axis=1), parts_nm.std(axis=1, ddof=1) / np.sqrt(len(rows))
+        kept = _kept(correction_n, error_n)
         return Estimate(
             coefficients_nC=equal_nC + fitted_nC + kept * correction_nC / len(rows),
-            std_error=part * error_n,
-            parts_nm=parts_nm / np.sqrt(len(rows) * (len(rows) - 1)),
+            std_error=np.hypot(np.sqrt(min(1.0, kept + np.sqrt(2 / (n - 1)))) * error_n, (1 - kept) * correction_n),
         )
 
 
 def _kept(correction_n: Floats, error_n: Floats) -> float:
     """L: the part of a correction that is kept; its n values add up to 0, so they have n - 1 dimensions.
 
-    Few draws have heavy tails, hence the caution: where the error is known, any factor below 2 is better than none.
+    Few draws have heavy tails, hence the caution: where errors are known, any factor below 2 is better, over all
+    players, than to keep everything.
     """
     n, square = len(correction_n), float((correction_n**2).sum())
     return max(0.0, 1 - CAUTION * (n - 3) / (n - 1) * float((error_n**2).sum()) / square) if square else 0.0
@@ -143,18 +149,20 @@ def _level(others: Ints, member_Cn: Masks, n: int) -> Floats:
     return level
 
 
-def _slopes(others: Ints, level_sC: Floats, alone_nC: Floats, member_Cn: Masks, values_C: Floats) -> Floats:
+def _slopes(size_m: Ints, z_m: Floats, above_m: Floats, n: int) -> Floats:
     """b(s) of sizes 1..n-1, from other draws: straight lines in log s between its values at 1, 2, 4, 8, ...
 
     That at 1 is 1. Least squares, in which each of the others is tied to the one before it as by `TIE` draws.
+
+    Args:
+        size_m: the draws' sizes.
+        z_m: what their members are worth alone, above the mean.
+        above_m: what they are worth above their size.
+        n: players.
     """
-    member_mn = member_Cn[others]
-    place_s = np.log2(np.arange(1, len(level_sC) + 1))
+    place_s = np.log2(np.arange(1, n))
     octaves = np.arange(int(np.ceil(place_s[-1])) + 1)
     lines_so = np.maximum(0.0, 1 - np.abs(place_s[:, None] - octaves))
-    z_m = member_mn @ (alone_nC @ values_C)
-    size_m = member_mn.sum(axis=1)
-    above_m = values_C[others] - (level_sC @ values_C)[size_m - 1]
     tied_oo = np.sqrt(TIE * np.mean(z_m**2)) * np.diff(np.eye(len(octaves)), axis=0)
     design = np.vstack([z_m[:, None] * lines_so[size_m - 1], tied_oo])
     wanted = np.concatenate([above_m, np.zeros(len(tied_oo))]) - design[:, 0]

@@ -1,7 +1,7 @@
 """The Shapley value of one round's game within a budget of calls, by several estimators. Torch-free.
 
-Exact where the budget holds all 2^n coalitions, whatever the method. `regression` is the default since it needs the
-fewest calls on every game that we measured (docs/evaluators.md).
+Exact where the budget holds all 2^n coalitions, whatever the method. `regression` is the default: with ten clients and
+100 calls or more it was the best on nearly every game that we measured, and its bias is small (docs/evaluators.md).
 """
 
 from __future__ import annotations

@@ -14,7 +14,11 @@ from steelyard.scoring.paths.folded import Folded
 
 
 class FoldedTf32(Folded):
-    """Logits of any model that torch.fx can trace, for CUDA devices alone."""
+    """Logits of any model that torch.fx can trace, for CUDA devices alone.
+
+    What allows TF32 is the process's, so no other thread of it may compute float32 convolutions there meanwhile:
+    `deploy.inline` refuses clients on a GPU beside this path.
+    """
 
     def logits(self) -> Iterator[torch.Tensor]:
         """Logits [B, classes] of each inner batch."""
