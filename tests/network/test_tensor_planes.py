@@ -5,6 +5,7 @@ A further plane is one more context manager in `WORLDS`.
 
 from __future__ import annotations
 
+import errno
 import secrets
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -223,6 +224,21 @@ def test_bytes_that_do_not_keep_the_announcement_are_refused_on_both_ends(
     assert told.detail == error.detail
     assert memory[2000:] == b"." * 10
     assert refusal(world.client(1).send(ours, memoryview(b"a" * 2000))) == "BAD_TRANSFER"
+
+
+@pytest.mark.parametrize("kind", ["memory", "grpc"])  # gloo puts bytes into memory by itself
+def test_a_disk_that_takes_no_more_ends_the_transfer_at_both_ends(kind: str) -> None:
+    manifest, data = bundle(1, 2000)
+
+    def put(at: int, chunk: bytes | memoryview) -> None:
+        raise OSError(errno.ENOSPC, f"no space left for {len(chunk)} bytes at {at}")
+
+    with WORLDS[kind]() as made:
+        theirs, ours = transfer(manifest, 1)
+        received = made.server.receive(theirs, memoryview(bytearray(2000)), put)
+        sent = made.client(1).send(ours, data)
+        assert isinstance(received.exception(WAIT_S), OSError)
+        assert sent.exception(WAIT_S) is not None
 
 
 @pytest.mark.parametrize(("sent", "expected"), [(b"a" * 2001, "TOO_LARGE"), (b"a" * 1999, "TRUNCATED")])
