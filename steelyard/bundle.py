@@ -12,7 +12,7 @@ import hashlib
 import json
 import mmap
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -208,6 +208,13 @@ class BundleFile:
             written = os.pwrite(self._file.fileno(), left, self._start + at)
             at, left = at + written, left[written:]
 
+    def fill(self, parts: Iterable[memoryview]) -> None:
+        """`put` parts one behind the other."""
+        at = 0
+        for part in parts:
+            self.put(at, part)
+            at += len(part)
+
     def commit(self, final: Path) -> None:
         """Make a created file durable under its final name: contents, then name, then folder reach the disk."""
         assert self._file is not None
@@ -241,10 +248,7 @@ def write(path: Path, specs: tuple[TensorSpec, ...], *parts: memoryview) -> Mani
     manifest = Manifest(specs, hasher.hexdigest())
     assert sum(map(len, parts)) == manifest.nbytes, "the parts are the manifest's bytes"
     with contextlib.closing(BundleFile.create(path.with_name(path.name + ".part"), manifest)) as file:
-        at = 0
-        for part in parts:
-            file.put(at, part)
-            at += len(part)
+        file.fill(parts)
         file.commit(path)
     return manifest
 
@@ -252,6 +256,12 @@ def write(path: Path, specs: tuple[TensorSpec, ...], *parts: memoryview) -> Mani
 def write_arrays(path: Path, arrays: Mapping[str, np.ndarray[Any, Any]]) -> Manifest:
     """Write named arrays as a bundle file, atomically and durably."""
     return write(path, specs_of(arrays), *(raw(np.ascontiguousarray(array)) for array in arrays.values()))
+
+
+def hand_over(path: Path, arrays: Mapping[str, np.ndarray[Any, Any]]) -> None:
+    """Write named arrays for a process beside this one to open: not durable, and without a digest, which cost time."""
+    with contextlib.closing(BundleFile.create(path, Manifest(specs_of(arrays), "0" * 64))) as file:
+        file.fill(raw(np.ascontiguousarray(array)) for array in arrays.values())
 
 
 def read_arrays(path: Path, *, private: bool = False) -> dict[str, np.ndarray[Any, Any]]:

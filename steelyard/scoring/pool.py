@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from steelyard.bundle import write_arrays
+from steelyard.bundle import hand_over, write_arrays
 from steelyard.errors import RunFailedError, WaitTimeoutError
 from steelyard.process import last_words
 from steelyard.scoring.outcome import Outcome
@@ -85,7 +85,7 @@ class WorkerPool:
         path = self._folder / f"round-{self._rounds}.safetensors"
         with self._all_or_none():
             words, arrays = defence or ({}, {})
-            write_arrays(path, {"global": global_D, **{f"update-{k}": D for k, D in enumerate(updates)}, **arrays})
+            hand_over(path, {"global": global_D, **{f"update-{k}": D for k, D in enumerate(updates)}, **arrays})
             for worker in self._workers:
                 self._ask(worker, {"round": str(path), "samples": list(samples), "defence": words})
         (self._folder / f"round-{self._rounds - 1}.safetensors").unlink(missing_ok=True)

@@ -16,7 +16,7 @@ import torch
 
 from steelyard.aggregation.fedavg import fedavg
 from steelyard.aggregation.round import PART, JoinedRound, unpacked
-from steelyard.bundle import read_arrays
+from steelyard.bundle import BundleFile, read_arrays
 from steelyard.models import FlatModel
 from steelyard.parsing import parse
 from steelyard.process import run_main, settle_down
@@ -39,7 +39,7 @@ def work(folder: Path, setup: Setup, requests: BinaryIO, answers: BinaryIO) -> N
     for line in requests:
         request = json.loads(line)
         if "round" in request:
-            arrays = read_arrays(Path(request["round"]), private=True)
+            arrays = BundleFile.open(Path(request["round"]), private=True).arrays()
             own = [torch.from_numpy(array) for key, array in arrays.items() if not key.startswith(PART)]
             states, samples, words = own, request["samples"], request["defence"]
             joined = unpacked(words, arrays, states[0], states[1:], samples) if words else None

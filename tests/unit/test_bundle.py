@@ -21,6 +21,7 @@ from steelyard.bundle import (
     Manifest,
     TensorSpec,
     digest,
+    hand_over,
     raw,
     read_arrays,
     specs_of,
@@ -151,6 +152,17 @@ def test_what_is_put_shows_in_the_views_and_reaches_the_file(path: Path) -> None
     assert np.array_equal(read_arrays(path)["a"], values)
     with pytest.raises(ValueError, match="closed file"):  # not whatever file has its number by then
         file.put(0, b"late")
+
+
+def test_what_is_handed_over_is_there_at_once(path: Path) -> None:
+    hand_over(path, ARRAYS)
+    views = BundleFile.open(path, private=True).arrays()
+    assert list(views) == list(ARRAYS)
+    for name, array in ARRAYS.items():
+        assert views[name].dtype == array.dtype
+        assert np.array_equal(views[name], array)
+    with pytest.raises(BadBundleError, match="do not match the digest"):
+        read_arrays(path)
 
 
 def test_a_closed_file_is_gone_but_its_views_live_on(path: Path) -> None:
