@@ -17,8 +17,8 @@ from pathlib import Path
 from client.app import Client
 from deploy.prepare import client_folder, server_folder
 from server.app import serve
-from steelyard.config import ClientHalf, ServerHalf, load_half
-from steelyard.errors import SteelyardError, UserError, WaitTimeoutError
+from steelyard.config import ServerHalf, load_half
+from steelyard.errors import SteelyardError, WaitTimeoutError
 from steelyard.participation import Stay
 from steelyard.process import exit_with_launcher, run_main, settle_down
 from steelyard.transport.memory import MemoryHub
@@ -59,15 +59,9 @@ def run_inline(roles: Path, run: Path, order: tuple[int, ...]) -> None:
     """Run one prepared experiment to its end.
 
     Raises:
-        UserError: the experiment can't be run in one process.
         SteelyardError: the server or a client failed; the server's error comes first.
     """
     half: ServerHalf = load_half(ServerHalf, server_folder(roles) / "half.json")
-    if half.scoring.path == "folded_tf32" and any(_device(roles, client) != "cpu" for client in order):
-        raise UserError(
-            "[scoring] path 'folded_tf32' allows TF32 to its whole process, which clients on a GPU share here: "
-            "processes of their own expected; take --launcher local, or set path = 'folded'"
-        )
     hub = MemoryHub() if half.transport.tensors == "memory" else None
     turns = Turns(order, {entry.client: entry.stay for entry in half.roster}, half.protocol.round_deadline_s)
     faults: list[SteelyardError] = []
@@ -96,11 +90,6 @@ def run_inline(roles: Path, run: Path, order: tuple[int, ...]) -> None:
         faults.append(WaitTimeoutError(f"{hung[0]} did not end within {half.transport.timeout_s:g} s of the server"))
     if faults:
         raise faults[0]
-
-
-def _device(roles: Path, client: int) -> str:
-    half: ClientHalf = load_half(ClientHalf, client_folder(roles, client) / "half.json")
-    return half.device
 
 
 def main() -> int:

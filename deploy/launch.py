@@ -109,6 +109,11 @@ def run_experiment(experiment: Experiment, options: Options, view: View) -> Path
     """
     if experiment.transport.tensors == "memory" and options.launcher != "inline":
         raise UserError("transport.tensors = 'memory' lives in one process; add --launcher inline")
+    if experiment.scoring.path == "folded_tf32" and experiment.placement.kinds and options.launcher == "inline":
+        raise UserError(
+            "[scoring] path 'folded_tf32' allows TF32 to its whole process, which clients on a GPU share here: "
+            "processes of their own expected; leave out --launcher inline, or set path = 'folded'"
+        )
     if experiment.network.linked(experiment.clients.present) and options.launcher in ("inline", "torchrun"):
         raise UserError(
             "[network] needs a launcher that puts lines between roles: local or compose; leave out --launcher "

@@ -129,15 +129,13 @@ class BundleFile:
         manifest.check()
         header = _header(manifest)
         size = len(header) + manifest.nbytes
-        file = path.open("w+b")
-        try:
+        with contextlib.ExitStack() as stack:
+            file = stack.enter_context(path.open("w+b"))
             file.write(header)
             file.flush()
             os.posix_fallocate(file.fileno(), 0, size)  # a full disk is an error here, not a signal on the first write
             mapped = mmap.mmap(file.fileno(), size)
-        except BaseException:
-            file.close()
-            raise
+            stack.pop_all()  # it stays open
         return cls(path, mapped, len(header), manifest, file)
 
     @classmethod

@@ -186,7 +186,7 @@ class TcpServer(End):
     def turn(self, words: dict[str, Any]) -> None:
         """Send and receive, all clients at once."""
 
-        def serve(opened: socket.socket, place: memoryview, _put: Put | None) -> None:
+        def serve(opened: socket.socket, place: memoryview) -> None:
             for _ in range(self.options.repeats):
                 opened.sendall(raw(self.model))
                 _receive(opened, place)
@@ -194,7 +194,7 @@ class TcpServer(End):
         with ExitStack() as stack:
             places = self.places(files=words["files"], stack=stack)
             self.say(plan=[[]] * self.options.clients)
-            _side_by_side([partial(serve, opened, *place) for opened, place in zip(self.sockets, places, strict=True)])
+            _side_by_side([partial(serve, one, place) for one, (place, _) in zip(self.sockets, places, strict=True)])
             self.say(done=True)
 
 
@@ -244,7 +244,7 @@ class GlooEnd(End):
             self.say(done=True)
             return
 
-        def serve(pair: Any, place: memoryview, _put: Put | None) -> None:
+        def serve(pair: Any, place: memoryview) -> None:
             into = self.torch.from_numpy(np.frombuffer(place, dtype=np.float32))
             for _ in range(self.options.repeats):
                 pair.send([self.tensor], 1, 0).wait()
@@ -253,7 +253,7 @@ class GlooEnd(End):
         with ExitStack() as stack:
             places = self.places(files=words["files"], stack=stack)
             self.say(plan=[[]] * self.options.clients)
-            _side_by_side([partial(serve, pair, *place) for pair, place in zip(self.pairs, places, strict=True)])
+            _side_by_side([partial(serve, one, place) for one, (place, _) in zip(self.pairs, places, strict=True)])
             self.say(done=True)
 
 

@@ -52,7 +52,7 @@ def test_tf32_in_the_process_of_clients_that_train_on_a_gpu(shell: Any) -> None:
     gpu = ("scoring.path=folded_tf32", "scoring.device=cuda", 'placement.clients=["cuda:0"]')
     settings = [word for setting in gpu for word in ("--set", setting)]
     said = complaint(shell.finish(shell.start_run(*QUICK, "--launcher", "inline", *settings)))
-    assert "clients on a GPU share here: processes of their own expected; take --launcher local" in said
+    assert "clients on a GPU share here: processes of their own expected; leave out --launcher inline" in said
 
 
 def test_a_mistake_that_ends_every_client_ends_the_run_at_once(shell: Any) -> None:

@@ -22,6 +22,7 @@ from steelyard.scoring.utility import RoundGame, Utility
 
 DIGITS = Shape(channels=1, height=8, width=8, classes=10)
 SAMPLES = [40, 25, 60, 10]
+ON_THE_CPU = [path for path, kind in PATHS.items() if "cpu" in kind.devices]
 
 
 def random_round(
@@ -89,7 +90,7 @@ def test_values_are_those_of_a_plain_forward_pass() -> None:
     assert len(set(loss.tolist())) == 16, "every coalition has a model of its own"
 
 
-@pytest.mark.parametrize("path", [path for path, kind in PATHS.items() if "cpu" in kind.devices])
+@pytest.mark.parametrize("path", ON_THE_CPU)
 def test_bits_do_not_depend_on_company_order_or_asker(path: str) -> None:
     masks = all_masks(4)
     reference = random_round(path=path)[0].view("loss").values(masks)
@@ -109,7 +110,7 @@ def test_bits_do_not_depend_on_company_order_or_asker(path: str) -> None:
         assert [got[row] for row in range(16)] == reference.tolist()
 
 
-@pytest.mark.parametrize("path", [path for path, kind in PATHS.items() if "cpu" in kind.devices])
+@pytest.mark.parametrize("path", ON_THE_CPU)
 def test_a_model_left_in_training_with_another_state_changes_nothing(path: str) -> None:
     game = random_round(path=path)[0]
     reference = random_round(path=path)[0].view("loss").values(all_masks(4))
@@ -170,7 +171,7 @@ def test_progress_tells_done_of_what_had_to_be_evaluated() -> None:
     assert told == [(1, 2), (2, 2), (1, 1)]
 
 
-@pytest.mark.parametrize("path", [path for path, kind in PATHS.items() if "cpu" in kind.devices])
+@pytest.mark.parametrize("path", ON_THE_CPU)
 @pytest.mark.parametrize("poison", [1e30, 3e38])
 def test_a_diverged_model_scores_badly_and_finitely(poison: float, path: str) -> None:
     random, state, _ = random_round(path=path)

@@ -35,7 +35,7 @@ from steelyard.scoring.evaluators.budget import Drawn, Estimate
 Ints = NDArray[np.int64]
 
 ENOUGH = 4  # draws that two halves, each with a spread, are made of
-TIED = 1e-12  # of the largest utility: single players that differ by less are alike, but for rounding
+ALIKE = 1e-12  # of the largest utility: single players that differ by less are alike, but for rounding
 TIE = 2.0  # draws that a slope's tie to its neighbour counts for
 CAUTION = 1.25  # by how much the correction's sampling error is overstated where it decides what is kept of it
 
@@ -96,7 +96,7 @@ class Layers:
         joined_m, left_out_m = (1 / (s * self._chance[size_m - 1]) for s in (size_m, n - size_m))
         weight_nm = np.where(member_mn.T, joined_m, -left_out_m)
         alone_n = alone_nC @ values_C
-        if np.abs(alone_n).max() <= TIED * np.abs(values_C).max():  # then nothing can be told by them
+        if np.abs(alone_n).max() <= ALIKE * np.abs(values_C).max():  # then nothing can be told by them
             alone_nC, alone_n = np.zeros_like(alone_nC), np.zeros(n)
         z_m = member_mn @ alone_n
         fitted_nC, correction_nC, rest_m = np.zeros_like(equal_nC), np.zeros_like(equal_nC), values_C[rows]

@@ -51,8 +51,13 @@ class Folded:
     def logits(self) -> Iterator[torch.Tensor]:
         """Logits [B, classes] of each inner batch."""
         self._load()
-        for x in self._images:
-            yield self._graph(x).float()
+        for images in self._images:
+            yield self._through(images)
+
+    def _through(self, images: torch.Tensor) -> torch.Tensor:
+        """Float32 logits of one inner batch."""
+        logits: torch.Tensor = self._graph(images)
+        return logits.float()
 
     def _load(self) -> None:
         """Fill the graph with the model's present state."""

@@ -12,7 +12,7 @@ Legend: B examples, C input and O output channels, T tiles or patches of a batch
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from fractions import Fraction
 from math import prod
 
@@ -60,12 +60,6 @@ class Winograd(Folded):
                 convolution.load()
             self._refuse_unless_independent(type(model.module).__name__, two, expected)
 
-    def logits(self) -> Iterator[torch.Tensor]:
-        """Logits [B, classes] of each inner batch; the next may overwrite them."""
-        self._load()
-        for images in self._images:
-            yield self._through(images, self._pieces)
-
     def _load(self) -> None:
         super()._load()
         for convolution in self._convolutions:
@@ -81,17 +75,14 @@ class Winograd(Folded):
             elif tensor.is_floating_point():  # a scale, a shift, a mean or a variance
                 tensor.copy_(0.5 + torch.rand(tensor.shape, generator=generator))
 
-    @staticmethod
-    def _through(images: torch.Tensor, pieces: Sequence[Piece]) -> torch.Tensor:
-        h = images
-        for piece in pieces:
-            h = piece(h)
-        return h
+    def _through(self, images: torch.Tensor) -> torch.Tensor:
+        """Logits of one inner batch; the next may overwrite them."""
+        return _one_after_another(self._pieces, images)
 
     def _refuse_unless_independent(self, name: str, two: torch.Tensor, expected: torch.Tensor) -> None:
         """Compare two examples one by one with both at once, as the network itself does them."""
         try:
-            got = self._through(two, [Piece(piece.module, 1) for piece in self._pieces])
+            got = _one_after_another([Piece(piece.module, 1) for piece in self._pieces], two)
             fits = torch.allclose(got, expected, rtol=0, atol=TOLERANCE * float(expected.abs().max()))
         except (RuntimeError, IndexError):  # a shape that only the whole batch has
             fits = False
@@ -100,6 +91,13 @@ class Winograd(Folded):
                 f"[scoring] path 'winograd' takes a batch in parts, and fits models whose logits of an example do not "
                 f"depend on the others; {name} gives other logits in parts; set path = 'folded'"
             )
+
+
+def _one_after_another(pieces: Sequence[Piece], images: torch.Tensor) -> torch.Tensor:
+    h = images
+    for piece in pieces:
+        h = piece(h)
+    return h
 
 
 class Scratch:
