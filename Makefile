@@ -13,7 +13,7 @@ help:  ## show the targets
 
 setup: .venv/ready  ## make .venv with the pinned packages
 
-.venv/ready: pyproject.toml constraints.txt
+.venv/ready: pyproject.toml constraints.txt hatch_build.py steelyard/scoring/paths/winograd.c
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	touch $@
@@ -62,4 +62,4 @@ peers: .venv-peers/ready  ## the platforms that `steelyard bench transport --pee
 	touch $@
 
 clean:  ## remove .venv and caches; runs stay
-	rm -rf .venv .venv-peers .mypy_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf .venv .venv-peers .mypy_cache .ruff_cache .hypothesis *.egg-info steelyard/scoring/paths/*.so

@@ -20,7 +20,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args, get_type_hints
 
 from rich.console import Console
 from rich.table import Table
@@ -35,6 +35,7 @@ from steelyard.config import (
     DataConfig,
     Experiment,
     ModelConfig,
+    ScoringConfig,
     ServerHalf,
     Shape,
     TrainingConfig,
@@ -60,6 +61,7 @@ SHAPES = {
     "cnn28_large": Shape(channels=1, height=28, width=28, classes=10),
 }
 BASELINE = "fedsv permutation"
+PATHS = get_args(get_type_hints(ScoringConfig)["path"])
 PARTS = ("speed", "paths", "estimators", "growth")
 FEWEST, MOST = 6, 12  # clients of a recorded round: below, no budget is smaller than the game; above, it is too large
 GROWTH_DRAWS = 4  # at most: every repetition is a whole search of budgets
@@ -74,6 +76,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--images", type=int, default=2000, help="images; of 8x8 at most 300 (default: 2000)")
     parser.add_argument("--coalitions", type=int, default=2, help="coalitions per turn; of 8x8 16 (default: 2)")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="scoring workers (default: cores)")
+    parser.add_argument("--paths", default=",".join(PATHS), help="evaluation paths to time (default: all)")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="of speed and paths (default: cpu)")
     parser.add_argument("--games", type=Path, default=Path("tests/data/games"), help="complete games as CSV files")
     parser.add_argument("--run", type=Path, help="a run directory, whose last round becomes two games more")
@@ -90,7 +93,9 @@ def act(arguments: argparse.Namespace) -> int:
         raise UserError(f"--parts: {', '.join(PARTS)} expected, got {sorted(unknown)[0]!r}")
     if min(arguments.repetitions, arguments.images, arguments.coalitions, arguments.workers, arguments.draws) < 1:
         raise UserError("--repetitions, --images, --coalitions, --workers, --draws: 1 or more expected")
-    keys = ("parts", "repetitions", "models", "images", "coalitions", "workers", "games", "draws", "device")
+    if unknown := set(arguments.paths.split(",")) - set(PATHS):
+        raise UserError(f"--paths: some of {', '.join(PATHS)} expected, got {', '.join(sorted(unknown))}")
+    keys = ("parts", "repetitions", "models", "images", "coalitions", "workers", "paths", "games", "draws", "device")
     options = {key: str(getattr(arguments, key)) for key in keys}
     options |= {"out": str(arguments.out or ""), "run": str(arguments.run or "")}
     command = [sys.executable, "-m", "scripts.bench", json.dumps(options)]
@@ -141,7 +146,8 @@ def _speed(options: dict[str, str], console: Console, out: Path | None) -> None:
         case = Case(model=model, shape=shape, examples=images, coalitions=coalitions, device=_device(options))
         what = f"{model}, {images} images of {shape.height}x{shape.width}"
         batches = (500, 100) if case.device == "cuda" else (100, 32) if shape.height > 8 else (100, 300)
-        found = list(timings(case, batches, int(options["workers"]), int(options["repetitions"])))
+        paths = options["paths"].split(",")
+        found = list(timings(case, paths, batches, int(options["workers"]), int(options["repetitions"])))
         table = Table(
             "path, inner batch",
             "wall ms",
@@ -174,6 +180,7 @@ def _paths(options: dict[str, str], console: Console) -> None:
     for dataset, model, clients, samples, validation in (
         ("digits", "cnn8", 6, 100, 300),
         ("fashion_mnist", "cnn28", 6, 300, 500),
+        ("fashion_mnist", "cnn28_large", 3, 300, 500),
         ("fashion_mnist", "resnet18", 3, 100, 100),
     ):
         for rounds in (1, 4):

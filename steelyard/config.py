@@ -106,7 +106,9 @@ class ScoringConfig:
     by the seed, are what judges coalitions.
     """
 
-    path: Literal["plain", "im2col", "folded", "winograd", "folded_tf32", "im2col_bf16", "folded_bf16"] = "plain"
+    path: Literal[
+        "plain", "im2col", "folded", "winograd", "im2col_winograd", "folded_tf32", "im2col_bf16", "folded_bf16"
+    ] = "plain"
     inner_batch: Positive = 100
     device: Literal["cpu", "cuda"] = "cpu"
     workers: Positive = 1

@@ -65,7 +65,9 @@ def ensure_images(engine: Engine, say: Callable[[str], None]) -> str:
 def source_tag() -> str:
     """A digest over the files that make the images: 12 hex digits."""
     paths = [ROOT / name for name in FILES]
-    paths += [path for package in CODE for path in sorted((ROOT / package).rglob("*.py"))]
+    paths += [
+        path for package in CODE for suffix in ("py", "so") for path in sorted((ROOT / package).rglob(f"*.{suffix}"))
+    ]
     hasher = hashlib.sha256()
     for path in paths:
         try:

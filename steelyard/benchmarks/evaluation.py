@@ -13,7 +13,7 @@ from __future__ import annotations
 import copy
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 
@@ -93,11 +93,14 @@ def random_round(case: Case) -> TrainedRound:
     )
 
 
-def timings(case: Case, batches: tuple[int, ...], workers: int, repetitions: int) -> Iterator[Timing]:
+def timings(
+    case: Case, paths: Sequence[str], batches: tuple[int, ...], workers: int, repetitions: int
+) -> Iterator[Timing]:
     """Time every path that fits, with each inner batch, and some with workers; in turns.
 
     Args:
         case: what to evaluate.
+        paths: which paths, of those that there are.
         batches: inner batches to try.
         workers: how many processes the last contenders have; 1 leaves them out.
         repetitions: how often everybody has a turn; the first turn warms up and is not counted.
@@ -111,7 +114,7 @@ def timings(case: Case, batches: tuple[int, ...], workers: int, repetitions: int
         }
         if workers > 1 and case.device == "cpu":
             contenders[f"{PUBLISHED}{_WORKERS}{workers}"] = lambda masks: _on_threads(workers, material, masks)
-        for name, path, batch, processes in _contenders(batches, workers):
+        for name, path, batch, processes in _contenders(paths, batches, workers):
             try:
                 utility = utility_of(material, path, batch, processes, case.device)
             except UserError:  # the path does not fit this network
@@ -187,13 +190,13 @@ def utility_of(material: TrainedRound, path: str, inner_batch: int, workers: int
     return Utility(material.model, images, labels, inner_batch=inner_batch, path=path, workers=workers, device=device)
 
 
-def _contenders(batches: tuple[int, ...], workers: int) -> Iterator[tuple[str, str, int, int]]:
+def _contenders(paths: Sequence[str], batches: tuple[int, ...], workers: int) -> Iterator[tuple[str, str, int, int]]:
     """Name, path, inner batch and processes of each contender."""
-    for path in PATHS:
+    for path in paths:
         for batch in batches:
             yield f"{path}, {batch}", path, batch, 1
     if workers > 1:
-        for path in ("im2col", "winograd", "im2col_bf16", "folded_bf16"):
+        for path in (path for path in paths if path not in {"plain", "folded"}):
             yield f"{path}{_WORKERS}{workers}, {batches[0]}", path, batches[0], workers
 
 

@@ -9,7 +9,7 @@ from typing import get_args, get_type_hints
 
 import pytest
 import torch
-from torch import fx, nn
+from torch import nn
 from torch.nn import functional
 
 from deploy.prepare import server_half
@@ -21,11 +21,11 @@ from steelyard.errors import UserError
 from steelyard.models import MODELS, FlatModel
 from steelyard.parsing import parse
 from steelyard.scoring.coalitions import Floats, all_masks
-from steelyard.scoring.paths import PATHS, make_path, pieces
+from steelyard.scoring.paths import PATHS, make_path
 from steelyard.scoring.paths.folded import Folded
 from steelyard.scoring.paths.folding import folded
 from steelyard.scoring.paths.tf32 import FoldedTf32
-from steelyard.scoring.paths.winograd import Scratch, Tiles, Winograd, minimal_filtering
+from steelyard.scoring.paths.winograd import Winograd
 from steelyard.scoring.utility import RoundGame, Utility
 
 SAMPLES = [40, 25, 60, 10]
@@ -60,6 +60,17 @@ CHAINS: dict[str, Callable[[Shape], nn.Module]] = {
         nn.ReLU(),
         nn.Flatten(),
         nn.Linear(6 * 4 * 2, s.classes),
+    ),
+    "convolutions for minimal filtering": lambda s: nn.Sequential(
+        nn.Conv2d(s.channels, 16, 3, padding=1),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(16, 48, 5, padding=2, bias=False),
+        nn.BatchNorm2d(48),
+        nn.ReLU(),
+        nn.Conv2d(48, 16, 3),
+        nn.Flatten(),
+        nn.Linear(16 * 3, s.classes),
     ),
     "overlapping pools behind": lambda s: nn.Sequential(
         nn.Sequential(nn.Conv2d(s.channels, 4, 3), nn.Dropout(0.5)),
@@ -174,7 +185,7 @@ def test_a_path_on_a_gpu_is_within_its_bound_of_plain_on_the_cpu(
 
 
 @pytest.mark.parametrize("name", CHAINS)
-@pytest.mark.parametrize("path", ["im2col", "folded", "winograd"])
+@pytest.mark.parametrize("path", ["im2col", "folded", "winograd", "im2col_winograd"])
 def test_float32_paths_fit_other_chains(name: str, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(MODELS, name, CHAINS[name])
     assert_within_bound(lambda path: random_game(FlatModel(name, SHAPE), SHAPE, path), path)
@@ -187,17 +198,17 @@ def test_traced_paths_fit_a_residual_network(path: str, monkeypatch: pytest.Monk
 
 
 class Wide(nn.Module):
-    """Enough channels for Winograd's tiles; a norm or none, a ReLU behind, a shortcut, a convolution that shrinks."""
+    """Channels that minimal filtering fits; a norm or none, a ReLU behind, a shortcut, a convolution that shrinks."""
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
-        self.first = nn.Conv2d(shape.channels, 20, 3, padding=1)
-        self.second = nn.Conv2d(20, 24, 3, padding=1, bias=False)
-        self.norm = nn.BatchNorm2d(24)
-        self.third = nn.Conv2d(24, 24, 3, padding=1, bias=False)
-        self.smaller = nn.Conv2d(24, 32, 3, stride=2, padding="valid")
+        self.first = nn.Conv2d(shape.channels, 16, 3, padding=1)
+        self.second = nn.Conv2d(16, 48, 5, padding=2, bias=False)
+        self.norm = nn.BatchNorm2d(48)
+        self.third = nn.Conv2d(48, 48, 3, padding=1, bias=False)
+        self.smaller = nn.Conv2d(48, 32, 3, stride=2, padding="valid")
         self.last = nn.Conv2d(32, 32, 3, padding=1)
-        self.scale = nn.Parameter(torch.ones(24, 1, 1))
+        self.scale = nn.Parameter(torch.ones(48, 1, 1))
         self.relu = nn.ReLU()
         self.out = nn.Linear(32, shape.classes)
 
@@ -214,11 +225,11 @@ class Tangled(Wide):
 
     def __init__(self, shape: Shape) -> None:
         super().__init__(shape)
-        self.same = nn.Conv2d(24, 24, 3, padding="same")
-        self.grouped = nn.Conv2d(24, 24, 3, padding=1, groups=4)
-        self.dilated = nn.Conv2d(24, 24, 3, padding=2, dilation=2)
-        self.circular = nn.Conv2d(24, 24, 3, padding=1, padding_mode="circular")
-        self.pointwise = nn.Conv2d(24, 24, 1)
+        self.same = nn.Conv2d(48, 48, 3, padding="same")
+        self.grouped = nn.Conv2d(48, 48, 3, padding=1, groups=4)
+        self.dilated = nn.Conv2d(48, 48, 3, padding=2, dilation=2)
+        self.circular = nn.Conv2d(48, 48, 3, padding=1, padding_mode="circular")
+        self.pointwise = nn.Conv2d(48, 48, 1)
         self.inplace = nn.ReLU(inplace=True)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -251,88 +262,24 @@ class Mirrored(Wide):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = torch.relu(self.first(torch.cat([x, x.flip(3)])))
-        one, other = self.out(self.second(x).mean((2, 3)).repeat(1, 2)[:, :32]).chunk(2)
+        one, other = self.out(self.second(x).mean((2, 3))[:, :32]).chunk(2)
         logits: torch.Tensor = one + other
         return logits
 
 
-@pytest.mark.parametrize("cache", [1, pieces.CACHE])
 @pytest.mark.parametrize("network", [Wide, Tangled, Aside, Mirrored])
-def test_winograd_fits_wide_networks_in_parts_and_as_a_whole(
-    network: type[Wide], cache: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """With a cache of a byte every piece takes as few examples as its weights allow; 50 are 16, 16, 16 and 2."""
+def test_winograd_fits_wide_networks(network: type[Wide], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(MODELS, "wide", network)
-    monkeypatch.setattr(pieces, "CACHE", cache)
     assert_within_bound(lambda path: random_game(FlatModel("wide", SHAPE), SHAPE, path), "winograd")
 
 
-class Together(Wide):
-    """Each example is compared with the others of its batch."""
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = torch.relu(self.first(x))
-        logits: torch.Tensor = self.out(torch.relu(self.second(x - x.mean(0))).mean((2, 3)).repeat(1, 2)[:, :32])
-        return logits
-
-
-def test_a_network_whose_examples_depend_on_each_other_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(MODELS, "together", Together)
-    model = FlatModel("together", SHAPE)
-    make_path("folded", model, [torch.rand(4, 3, 11, 7)])
-    with pytest.raises(UserError, match="Together gives other logits in parts; set path = 'folded'"):
-        make_path("winograd", model, [torch.rand(4, 3, 11, 7)])
-
-
-def test_small_parts_are_taken_where_activations_are_large(monkeypatch: pytest.MonkeyPatch) -> None:
-    """11 x 7 x 24 float32 values are 7,392 bytes, so 4 examples fit a cache of 32,000."""
-    monkeypatch.setitem(MODELS, "wide", Wide)
-    monkeypatch.setattr(pieces, "CACHE", 32_000)
-    graph = fx.symbolic_trace(FlatModel("wide", SHAPE).module)
-    with torch.no_grad():
-        first, *others = pieces.cut(graph, pieces.Sizes(graph, torch.rand(2, 3, 11, 7)))
-        assert first.part == 4
-        assert [piece.part > 8 for piece in others] == [True] * len(others)
-        assert len(others) >= 1
-        for examples in (10, 7, 3):  # a smaller batch finds the larger one's room
-            h = x = torch.rand(examples, 3, 11, 7)
-            for piece in (first, *others):
-                h = piece(h)
-            assert torch.allclose(h, graph(x), rtol=1e-5, atol=1e-6)
-
-
-def test_early_and_late_layers_of_a_resnet_take_different_parts() -> None:
-    shape = Shape(channels=3, height=32, width=32, classes=10)
-    path = make_path("winograd", FlatModel("resnet18", shape), [torch.rand(4, 3, 32, 32)])
+def test_winograd_takes_every_convolution_of_a_resnet_that_it_fits() -> None:
+    """Of 20: not the first, which has three channels, the three of stride 2 and the three of 1x1."""
+    path = make_path("winograd", FlatModel("resnet18", Shape(channels=3, height=32, width=32, classes=10)), [])
     assert isinstance(path, Winograd)
-    parts = [piece.part for piece in path._pieces]
-    assert parts[0] <= 8, "few large activations"
-    assert max(parts) >= 64, "many large weights"
-
-
-def test_minimal_filtering_filters() -> None:
-    inputs, filters, outputs = minimal_filtering()
-    generator = torch.Generator().manual_seed(0)
-    x, f = (torch.randn(n, generator=generator, dtype=torch.float64) for n in (6, 3))
-    expected = torch.stack([(x[i : i + 3] * f).sum() for i in range(4)])
-    assert torch.allclose(outputs @ ((inputs @ x) * (filters @ f)), expected, rtol=0, atol=1e-12)
-
-
-@pytest.mark.parametrize(("height", "width"), [(1, 1), (4, 8), (9, 6), (11, 7)])
-def test_tiles_err_a_few_times_as_much_as_a_direct_convolution(height: int, width: int) -> None:
-    """Up to 5 times measured; with the usual points 0, +-1 and +-2 it would be 7 to 12."""
-    generator = torch.Generator().manual_seed(height)
-    conv = nn.Conv2d(48, 32, 3, padding=1)
-    tiles = Tiles(conv, Scratch(), rectifies=False)
-    with torch.no_grad():
-        conv.weight.normal_(generator=generator)
-        x = torch.randn(5, 48, height, width, generator=generator)
-        exact = functional.conv2d(x.double(), conv.weight.double(), conv.bias.double(), padding=1)  # type: ignore[union-attr]
-        tiles.load()
-        for batch in (x, x[:2]):  # a smaller batch finds the larger one's leavings in the scratch
-            error = (tiles(batch) - exact[: len(batch)]).square().mean().sqrt() / exact.std()
-            direct = (conv(batch) - exact[: len(batch)]).square().mean().sqrt() / exact.std()
-            assert error < 6 * direct
+    assert len(path._filtered) == 13
+    left = [layer for layer in path._graph.modules() if isinstance(layer, nn.Conv2d)]
+    assert sorted(layer.in_channels for layer in left) == [3, 64, 64, 128, 128, 256, 256]
 
 
 def test_folding_by_hand() -> None:

@@ -54,7 +54,8 @@ PATHS = {
     "plain": Kind(make=Plain, bound=Bound(loss=0.0, accuracy=0.0)),
     "im2col": Kind(make=Im2col, bound=EXACT),
     "folded": Kind(make=Folded, bound=EXACT),
-    "winograd": Kind(make=Winograd, bound=EXACT, devices=("cpu",)),  # a GPU takes ten times as long as with `plain`
+    "winograd": Kind(make=Winograd, bound=EXACT, devices=("cpu",)),
+    "im2col_winograd": Kind(make=partial(Im2col, filtering=True), bound=EXACT, devices=("cpu",)),
     "folded_tf32": Kind(make=FoldedTf32, bound=LOW, devices=("cuda",)),
     "im2col_bf16": Kind(make=partial(Im2col, dtype=torch.bfloat16), bound=LOW),
     "folded_bf16": Kind(make=partial(Folded, dtype=torch.bfloat16), bound=LOW),

@@ -16,6 +16,7 @@ from torch import nn
 from torch.func import functional_call
 from torch.nn import functional
 
+from steelyard.scoring.paths.filtering import Filtering, Scratch, fits
 from steelyard.scoring.paths.folding import foldable, folded
 
 Step = Callable[[torch.Tensor], torch.Tensor]
@@ -35,16 +36,27 @@ def norm_behind(layers: Sequence[nn.Module]) -> nn.BatchNorm2d | None:
     return norm if isinstance(norm, nn.BatchNorm2d) and foldable(layers[0], norm) else None
 
 
-def makers(layers: Sequence[nn.Module], dtype: torch.dtype) -> list[Maker]:
-    """The chain's steps; all compute in `dtype` but a last linear layer, which makes the logits in float32."""
+def makers(layers: Sequence[nn.Module], dtype: torch.dtype, *, filtering: bool) -> list[Maker]:
+    """The chain's steps; all compute in `dtype` but a last linear layer, which makes the logits in float32.
+
+    Args:
+        layers: the chain.
+        dtype: the precision.
+        filtering: whether convolutions are computed by minimal filtering where it fits; in float32 alone.
+    """
     made: list[Maker] = []
+    scratch = Scratch() if filtering else None
     left = _pooled_first(layers)
     while left:
         layer, norm = left[0], norm_behind(left)
         following = left[1] if len(left) > 1 else None
         used = 1
         if isinstance(layer, nn.Conv2d) and layer.padding_mode == "zeros":
-            made.append(_convolution(layer, norm, dtype))
+            made.append(
+                _convolution(layer, norm, dtype)
+                if scratch is None or not fits(layer)
+                else _filtered_convolution(layer, norm, scratch)
+            )
             used = 1 if norm is None else 2
         elif isinstance(layer, nn.Linear):
             made.append(_linear(layer, _precision(left, dtype)))
@@ -82,6 +94,16 @@ def _convolution(layer: nn.Conv2d, norm: nn.BatchNorm2d | None, dtype: torch.dty
         weight = weight.to(dtype)
         bias_O = None if bias_O is None else bias_O.to(dtype)
         return lambda h: functional.conv2d(h, weight, bias_O, layer.stride, layer.padding, layer.dilation, layer.groups)
+
+    return make
+
+
+def _filtered_convolution(layer: nn.Conv2d, norm: nn.BatchNorm2d | None, scratch: Scratch) -> Maker:
+    filtering = Filtering(layer, scratch, rectifies=False)
+
+    def make() -> Step:
+        filtering.load(*folded(layer, norm))
+        return filtering
 
     return make
 

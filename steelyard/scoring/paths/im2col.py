@@ -33,12 +33,20 @@ class Im2col:
         model: the network.
         images: float32 [B, channels, height, width] of each inner batch.
         dtype: what all but the last layer compute in.
+        filtering: whether later convolutions are computed by minimal filtering where it fits; in float32 alone.
 
     Raises:
-        UserError: the model is built otherwise.
+        UserError: the model is built otherwise, or minimal filtering was not compiled for this processor.
     """
 
-    def __init__(self, model: FlatModel, images: Sequence[torch.Tensor], dtype: torch.dtype = torch.float32) -> None:
+    def __init__(
+        self,
+        model: FlatModel,
+        images: Sequence[torch.Tensor],
+        dtype: torch.dtype = torch.float32,
+        *,
+        filtering: bool = False,
+    ) -> None:
         self._module = model.module
         self._dtype = dtype
         layers = layers_of(model.module)
@@ -47,7 +55,7 @@ class Im2col:
         layers = layers[1 if self._norm is None else 2 :]
         head = _head(layers)
         self._rectifies = any(isinstance(layer, nn.ReLU) for layer in head)
-        self._makers = makers(layers[len(head) :], dtype)
+        self._makers = makers(layers[len(head) :], dtype, filtering=filtering)
         pools = any(isinstance(layer, nn.MaxPool2d) for layer in head)
         self._batches = [_patches(self._conv, x, dtype, pools=pools) for x in images]
 

@@ -1,0 +1,55 @@
+"""Compiles minimal filtering (steelyard/scoring/paths/winograd.c) when steelyard is built or installed.
+
+One small library per kind of processor lies beside its source, plain C that Python loads by ctypes, so it hangs on no
+version of Python. Without a compiler the rest works, and the two paths that need it say so.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import shlex
+import subprocess
+import sysconfig
+from pathlib import Path
+from typing import Any
+
+from hatchling.builders.hooks.plugin.interface import BuildHookInterface
+
+FOLDER = Path("steelyard/scoring/paths")
+VARIANTS = {"avx512": ["-mavx512f", "-mfma"], "avx2": ["-mavx2", "-mfma"], "default": []}  # as torch names them
+TIMEOUT_S = 300
+
+
+class CustomBuildHook(BuildHookInterface):
+    """What hatchling calls before it packs a wheel, of an editable installation too."""
+
+    def initialize(self, version: str, build_data: dict[str, Any]) -> None:  # noqa: ARG002
+        """Compile, and make it a wheel of this machine's if there is something compiled in it."""
+        folder = Path(self.root) / FOLDER
+        variants = VARIANTS if platform.machine().lower() in {"x86_64", "amd64"} else {"default": VARIANTS["default"]}
+        for name, flags in variants.items():
+            library = folder / f"winograd-{name}.so"
+            made = library.with_suffix(".new")  # whoever runs meanwhile has the old one until then
+            failure = _compile(folder / "winograd.c", made, flags)
+            if failure:
+                library.unlink(missing_ok=True)
+                self.app.display_warning(f"paths 'winograd' and 'im2col_winograd' left out for {name}: {failure}")
+            else:
+                made.replace(library)
+                build_data["artifacts"].append(str(FOLDER / library.name))
+        if build_data["artifacts"]:
+            build_data["pure_python"] = False
+            build_data["tag"] = f"py3-none-{re.sub(r'[^a-z0-9_]', '_', sysconfig.get_platform())}"
+
+
+def _compile(source: Path, library: Path, flags: list[str]) -> str | None:
+    """Returns what went wrong, if anything did."""
+    compiler = shlex.split(os.environ.get("CC", "cc"))
+    command = [*compiler, "-O3", "-std=gnu11", "-shared", "-fPIC", *flags, "-o", str(library), str(source)]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return str(error)
+    return f"{command[0]} failed: {done.stderr.strip()[-500:]}" if done.returncode else None

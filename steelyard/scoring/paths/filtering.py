@@ -1,0 +1,166 @@
+"""One convolution by Winograd's minimal filtering: its tables, its filters, and the call of the compiled winograd.c.
+
+Minimal filtering makes 4x4 outputs of a 3x3 convolution from 36 products a pair of channels, not from 144, and of a 5x5
+one from 64, not from 400: tiles of inputs and the filter are carried to points (a polynomial's values), multiplied
+there and carried back (Lavin & Gray 2015, arXiv 1509.09308). Its rounding error hangs on the points; with the best
+found it is about 1e-6 (3x3) and 3e-6 (5x5) of the outputs' spread, a direct convolution's 1e-7 to 5e-7.
+
+Legend: B examples, C input and O output channels, P pairs of points.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from fractions import Fraction
+from functools import cache
+from math import prod
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from steelyard.errors import UserError
+
+TILE = 4
+VECTOR = 16  # channels of both sides come in multiples of it, so that no vector of them is cut
+POSITIVE = {3: (Fraction(5, 8), Fraction(3, 2)), 5: (Fraction(1, 2), Fraction(1), Fraction(2))}  # points by filter size
+
+
+class _Convolution(ctypes.Structure):
+    """As `struct convolution` in winograd.c, field by field."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("x", "filters", "bias", "to_points", "to_outputs", "scratch", "y")),
+        *((name, ctypes.c_long) for name in ("points", "batch", "height", "width")),
+        *((name, ctypes.c_long) for name in ("channels", "outputs", "padding", "rectifies")),
+    )
+
+
+class Scratch:
+    """Memory for what a convolution needs meanwhile, shared by all of a network's, which run one after another."""
+
+    def __init__(self) -> None:
+        self._room = torch.empty(0)
+
+    def room(self, values: int) -> torch.Tensor:
+        """At least that many float32 of any content."""
+        if len(self._room) < values:
+            self._room = torch.empty(values)
+        return self._room
+
+
+class Filtering(nn.Module):
+    """A convolution like `conv`, which `fits`, on one thread; rectified (ReLU) if wanted.
+
+    Raises:
+        UserError: what computes it was not compiled for this processor.
+    """
+
+    def __init__(self, conv: nn.Conv2d, scratch: Scratch, *, rectifies: bool) -> None:
+        super().__init__()
+        self._inputs, self._outputs = conv.in_channels, conv.out_channels
+        self._size, self._padding = conv.kernel_size[0], _padding(conv)
+        self._rectifies = rectifies
+        self._scratch = scratch
+        self._library = library()
+        to_points, filters_to_points, to_outputs = minimal_filtering(self._size)
+        self._to_points, self._to_outputs = to_points.float().contiguous(), to_outputs.float().contiguous()
+        self._filters_to_points = torch.kron(filters_to_points, filters_to_points).float()
+        self._columns = int(self._library.vector_columns())
+        wide = self._outputs + -self._outputs % self._columns
+        self._filters = torch.empty(len(self._filters_to_points), wide * self._inputs)
+        self._bias_O = torch.zeros(self._outputs)
+
+    def load(self, weight: torch.Tensor, bias_O: torch.Tensor | None) -> None:
+        """Carry filters [O, C, size, size] to the points, [P, O / columns, C, columns] with zeros beyond O."""
+        by_place = weight.permute(2, 3, 1, 0).reshape(self._size**2, self._inputs, self._outputs)
+        by_place = functional.pad(by_place, (0, -self._outputs % self._columns))
+        panels = by_place.view(self._size**2, self._inputs, -1, self._columns).transpose(1, 2)
+        torch.mm(self._filters_to_points, panels.reshape(self._size**2, -1), out=self._filters)
+        if bias_O is not None:
+            self._bias_O.copy_(bias_O)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Float32 [B, C, height, width] to [B, O, height, width], channels last."""
+        x = x.contiguous(memory_format=torch.channels_last)
+        batch, channels, height, width = x.shape
+        assert x.dtype == torch.float32
+        assert channels == self._inputs
+        y = x.new_empty(batch, *(side + 2 * self._padding - self._size + 1 for side in (height, width)), self._outputs)
+        call = _Convolution(
+            x=x.data_ptr(),
+            filters=self._filters.data_ptr(),
+            bias=self._bias_O.data_ptr(),
+            to_points=self._to_points.data_ptr(),
+            to_outputs=self._to_outputs.data_ptr(),
+            y=y.data_ptr(),
+            points=TILE + self._size - 1,
+            batch=batch,
+            height=height,
+            width=width,
+            channels=channels,
+            outputs=self._outputs,
+            padding=self._padding,
+            rectifies=self._rectifies,
+        )
+        call.scratch = self._scratch.room(self._library.scratch_floats(ctypes.byref(call))).data_ptr()
+        self._library.filter_images(ctypes.byref(call))
+        return y.permute(0, 3, 1, 2)
+
+
+def fits(conv: nn.Conv2d) -> bool:
+    """Whether a convolution is 3x3 or 5x5, of stride 1, ordinary otherwise, and of whole vectors of channels."""
+    size = conv.kernel_size[0]
+    plain = conv.groups == 1 and conv.dilation == (1, 1) and conv.stride == (1, 1) and conv.padding_mode == "zeros"
+    square = conv.kernel_size == (size, size) and size in POSITIVE and conv.padding in {(_padding(conv),) * 2, "valid"}
+    return plain and square and conv.in_channels % VECTOR == 0 and conv.out_channels % VECTOR == 0
+
+
+def _padding(conv: nn.Conv2d) -> int:
+    return 0 if isinstance(conv.padding, str) else conv.padding[0]
+
+
+def library_file() -> Path:
+    """Where what hatch_build.py compiled for this processor lies, if it did."""
+    capability = torch.backends.cpu.get_cpu_capability().lower()
+    return Path(__file__).with_name(f"winograd-{capability if capability in {'avx512', 'avx2'} else 'default'}.so")
+
+
+@cache
+def library() -> ctypes.CDLL:
+    """The compiled winograd.c.
+
+    Raises:
+        UserError: it is not there, since no compiler was when steelyard was installed.
+    """
+    file = library_file()
+    if not file.exists():
+        raise UserError(
+            f"[scoring] paths 'winograd' and 'im2col_winograd' need {file.name}, which is compiled when steelyard is "
+            "installed, and is not there; install a C compiler (cc) and steelyard again, or set path = 'folded'"
+        )
+    loaded = ctypes.CDLL(str(file))
+    loaded.vector_columns.restype = loaded.scratch_floats.restype = ctypes.c_long
+    loaded.filter_images.restype = None
+    return loaded
+
+
+def minimal_filtering(size: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Matrices that carry inputs [n] and a filter [size] to n points, and products at the points to outputs [4].
+
+    For x [n], n = 4 + size - 1, and f [size],
+    outputs[(inputs x) * (filters f)] = [sum over j of f[j] x[i + j] for i in 0..3]. Evaluating polynomials at points,
+    multiplying and interpolating (Toom and Cook's product) gives long products; filtering is the transposed of that, so
+    the matrix of the inputs is the interpolation's. The last point is infinity. Float64 [n, n], [n, size], [4, n].
+    """
+    points = [Fraction(0), *(sign * point for point in POSITIVE[size] for sign in (1, -1))]
+
+    def powers(count: int) -> torch.Tensor:
+        finite = [[float(point**power) for power in range(count)] for point in points]
+        return torch.tensor([*finite, [0.0] * (count - 1) + [1.0]], dtype=torch.float64)
+
+    # Each point's factor may stand with the inputs or, divided by, with the filter.
+    factors = [float(prod(point - other for other in points if other != point)) for point in points]
+    scale = torch.tensor([*factors, 1.0], dtype=torch.float64)[:, None]
+    return torch.linalg.inv(powers(TILE + size - 1)).T * scale, powers(size) / scale, powers(TILE).T

@@ -1,0 +1,200 @@
+/* Convolutions of stride 1 by Winograd's minimal filtering (Lavin & Gray 2015, arXiv 1509.09308), float32, one thread.
+
+   Tiles of outputs, TILE x TILE, are made from tiles of inputs, points x points: a tile's rows and columns are carried to
+   the points by a table, multiplied there with the filters, channel by channel, and carried back. A block of tiles passes
+   all three steps while it lies in a core's cache, which is why this is not three calls of a library: what is between
+   the steps would go through memory. filtering.py beside this file makes the tables, checks every size and calls
+   `filter_images`.
+
+   GCC's vectors of LANES floats are used, and no instruction is named; the compiler is told the processor. Built for
+   AVX-512, ROWS x COLUMNS sums fill 24 of its 32 registers, for others 12 of 16. */
+
+#include <string.h>
+
+#ifdef __AVX512F__
+enum { LANES = 16, ROWS = 12 };
+#else
+enum { LANES = 8, ROWS = 6 };
+#endif
+enum { COLUMNS = 2 * LANES, TILE = 4, MOST_POINTS = 8 };
+
+typedef float vector __attribute__((vector_size(4 * LANES), aligned(4)));
+typedef int mask __attribute__((vector_size(4 * LANES), aligned(4)));
+
+#define INLINE static inline __attribute__((always_inline))
+#define UNROLL _Pragma("GCC unroll 16")
+
+/* As in filtering.py, field by field. */
+struct convolution {
+    const float *x;          /* [batch, height, width, channels] */
+    const float *filters;    /* [points * points, wide / COLUMNS, channels, COLUMNS], zeros beyond the outputs */
+    const float *bias;       /* [outputs] */
+    const float *to_points;  /* [points, points] */
+    const float *to_outputs; /* [TILE, points] */
+    float *scratch;          /* scratch_floats() of them, of any content */
+    float *y;                /* [batch, height, width, outputs] of the output */
+    long points, batch, height, width, channels, outputs, padding, rectifies;
+};
+
+/* Where a tile lies: its image, and the place of its first output. */
+struct place { long image, top, left; };
+
+static long output_side(long side, const struct convolution *c) { return side + 2 * c->padding - (c->points - TILE); }
+static long tiles_along(long outputs) { return (outputs + TILE - 1) / TILE; }
+static long wide(const struct convolution *c) { return (c->outputs + COLUMNS - 1) / COLUMNS * COLUMNS; }
+static long tiles_of(const struct convolution *c) {
+    return c->batch * tiles_along(output_side(c->height, c)) * tiles_along(output_side(c->width, c));
+}
+/* Floats from tile to tile; a power of two would have tiles share a set of the cache. */
+static long row_of_inputs(const struct convolution *c) { return c->channels + LANES; }
+
+/* Tiles at a time, a multiple of ROWS: few, so that they stay in the cache, but more where the filters are large, which
+   every block reads anew; all blocks about alike. */
+static long block_of(const struct convolution *c) {
+    long tiles = tiles_of(c), most = c->channels / 4 < 24 ? 24 : c->channels / 4, blocks = (tiles + most - 1) / most;
+    return blocks ? ((tiles + blocks - 1) / blocks + ROWS - 1) / ROWS * ROWS : ROWS;
+}
+
+long vector_columns(void) { return COLUMNS; }
+
+long scratch_floats(const struct convolution *c) {
+    return c->channels + c->points * c->points * block_of(c) * (row_of_inputs(c) + wide(c));
+}
+
+static struct place place_of(long tile, const struct convolution *c) {
+    long right = tiles_along(output_side(c->width, c)), down = tiles_along(output_side(c->height, c));
+    return (struct place){tile / (down * right), tile / right % down * TILE, tile % right * TILE};
+}
+
+/* Points are 0, pairs of a number and its negative, and infinity, so half of each table is the other half with signs:
+   what a pair shares is summed once. */
+
+/* made[i] = sum over k of table[i, k] * given[k], of which half the products are 0 or made already. */
+INLINE void carry_inputs(int points, const float *table, const vector *given, vector *made) {
+    int last = points - 1;
+    made[0] = given[0] * table[0];
+    UNROLL for (int k = 2; k < points; k += 2) made[0] += given[k] * table[k];
+    made[last] = given[1] * table[last * points + 1];
+    UNROLL for (int k = 3; k < points; k += 2) made[last] += given[k] * table[last * points + k];
+    UNROLL for (int i = 1; i < last; i += 2) {
+        const float *row = table + i * points;
+        vector odd = given[1] * row[1], even = given[2] * row[2];
+        UNROLL for (int k = 3; k < last; k += 2) odd += given[k] * row[k];
+        UNROLL for (int k = 4; k < last; k += 2) even += given[k] * row[k];
+        made[i] = even + odd;
+        made[i + 1] = even - odd;
+    }
+}
+
+/* made[i] = sum over k of table[i, k] * given[k], i < TILE: powers i of the points, so the same for even i and odd i. */
+INLINE void carry_outputs(int points, const float *table, const vector *given, vector *made) {
+    int last = points - 1;
+    vector sums[MOST_POINTS / 2], differences[MOST_POINTS / 2];
+    UNROLL for (int k = 1; k < last; k += 2) {
+        sums[k / 2] = given[k] + given[k + 1];
+        differences[k / 2] = given[k] - given[k + 1];
+    }
+    UNROLL for (int i = 0; i < TILE; i++) {
+        const vector *pairs = i % 2 ? differences : sums;
+        made[i] = pairs[0] * table[i * points + 1];
+        UNROLL for (int k = 3; k < last; k += 2) made[i] += pairs[k / 2] * table[i * points + k];
+    }
+    made[0] += given[0];
+    made[TILE - 1] += given[last];
+}
+
+/* A tile of inputs at the points, which are `stride` apart: for each channel table x tile x table transposed. */
+INLINE void inputs_to_points(int points, const struct convolution *c, struct place at, const float *zeros, float *row,
+                             long stride) {
+    const float *input[MOST_POINTS][MOST_POINTS];
+    for (int i = 0; i < points; i++)
+        for (int j = 0; j < points; j++) {
+            long down = at.top - c->padding + i, right = at.left - c->padding + j;
+            int inside = down >= 0 && down < c->height && right >= 0 && right < c->width;
+            input[i][j] = inside ? c->x + ((at.image * c->height + down) * c->width + right) * c->channels : zeros;
+        }
+    for (long channel = 0; channel < c->channels; channel += LANES) {
+        vector columns[MOST_POINTS][MOST_POINTS], given[MOST_POINTS], made[MOST_POINTS];
+        UNROLL for (int j = 0; j < points; j++) {
+            UNROLL for (int i = 0; i < points; i++) given[i] = *(const vector *)(input[i][j] + channel);
+            carry_inputs(points, c->to_points, given, columns[j]);
+        }
+        UNROLL for (int i = 0; i < points; i++) {
+            UNROLL for (int j = 0; j < points; j++) given[j] = columns[j][i];
+            carry_inputs(points, c->to_points, given, made);
+            UNROLL for (int j = 0; j < points; j++) *(vector *)(row + (i * points + j) * stride + channel) = made[j];
+        }
+    }
+}
+
+/* ROWS x COLUMNS of a matrix product, in registers. */
+INLINE void products(const float *rows, const float *filters, float *made, const struct convolution *c) {
+    vector sums[ROWS][2] = {0};
+    for (long channel = 0; channel < c->channels; channel++) {
+        const vector left = *(const vector *)(filters + channel * COLUMNS);
+        const vector right = *(const vector *)(filters + channel * COLUMNS + LANES);
+        UNROLL for (int r = 0; r < ROWS; r++) {
+            const float value = rows[r * row_of_inputs(c) + channel];
+            sums[r][0] += left * value;
+            sums[r][1] += right * value;
+        }
+    }
+    UNROLL for (int r = 0; r < ROWS; r++) {
+        *(vector *)(made + r * wide(c)) = sums[r][0];
+        *(vector *)(made + r * wide(c) + LANES) = sums[r][1];
+    }
+}
+
+/* A tile's products carried to its outputs, with bias and, if wanted, rectified (a NaN stays one). */
+INLINE void points_to_outputs(int points, const struct convolution *c, struct place at, const float *row, long stride) {
+    long height = output_side(c->height, c), width = output_side(c->width, c);
+    for (long output = 0; output < c->outputs; output += LANES) {
+        vector columns[MOST_POINTS][TILE], given[MOST_POINTS], made[TILE];
+        UNROLL for (int j = 0; j < points; j++) {
+            const float *from = row + j * stride + output;
+            UNROLL for (int i = 0; i < points; i++) given[i] = *(const vector *)(from + i * points * stride);
+            carry_outputs(points, c->to_outputs, given, columns[j]);
+        }
+        const vector bias = *(const vector *)(c->bias + output);
+        UNROLL for (int i = 0; i < TILE; i++) {
+            UNROLL for (int j = 0; j < points; j++) given[j] = columns[j][i];
+            carry_outputs(points, c->to_outputs, given, made);
+            UNROLL for (int j = 0; j < TILE; j++) {
+                vector value = made[j] + bias;
+                if (c->rectifies) value = (vector)((mask)value & ~(value < 0));
+                long pixel = (at.image * height + at.top + i) * width + at.left + j;
+                if (at.top + i < height && at.left + j < width) *(vector *)(c->y + pixel * c->outputs + output) = value;
+            }
+        }
+    }
+}
+
+INLINE void filter_with(int points, const struct convolution *c) {
+    long tiles = tiles_of(c), block = block_of(c);
+    long inputs_stride = block * row_of_inputs(c), outputs_stride = block * wide(c); /* from point to point */
+    float *zeros = c->scratch, *inputs = zeros + c->channels, *outputs = inputs + points * points * inputs_stride;
+    memset(zeros, 0, c->channels * sizeof(float));
+    for (long first = 0; first < tiles; first += block) {
+        long count = tiles - first < block ? tiles - first : block;
+        for (long tile = 0; tile < count; tile++)
+            inputs_to_points(points, c, place_of(first + tile, c), zeros, inputs + tile * row_of_inputs(c),
+                             inputs_stride);
+        /* Rows beyond the last tile are multiplied too, whatever they hold: nothing reads what comes of it. */
+        for (long point = 0; point < points * points; point++)
+            for (long output = 0; output < wide(c); output += COLUMNS)
+                for (long tile = 0; tile < count; tile += ROWS)
+                    products(inputs + point * inputs_stride + tile * row_of_inputs(c),
+                             c->filters + (point * wide(c) + output) * c->channels,
+                             outputs + point * outputs_stride + tile * wide(c) + output, c);
+        for (long tile = 0; tile < count; tile++)
+            points_to_outputs(points, c, place_of(first + tile, c), outputs + tile * wide(c), outputs_stride);
+    }
+}
+
+/* The convolution of a batch; filters of 3x3 take 6 points, of 5x5 8. */
+void filter_images(const struct convolution *c) {
+    if (c->points == 6)
+        filter_with(6, c);
+    else
+        filter_with(8, c);
+}
