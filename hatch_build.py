@@ -6,6 +6,8 @@ version of Python. Without a compiler the rest works, and the two paths that nee
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import os
 import platform
 import re
@@ -31,13 +33,10 @@ class CustomBuildHook(BuildHookInterface):
         variants = VARIANTS if platform.machine().lower() in {"x86_64", "amd64"} else {"default": VARIANTS["default"]}
         for name, flags in variants.items():
             library = folder / f"winograd-{name}.so"
-            made = library.with_suffix(".new")  # whoever runs meanwhile has the old one until then
-            failure = _compile(folder / "winograd.c", made, flags)
+            failure = _compile(folder / "winograd.c", library, flags)
             if failure:
-                library.unlink(missing_ok=True)
                 self.app.display_warning(f"paths 'winograd' and 'im2col_winograd' left out for {name}: {failure}")
             else:
-                made.replace(library)
                 build_data["artifacts"].append(str(FOLDER / library.name))
         if build_data["artifacts"]:
             build_data["pure_python"] = False
@@ -45,11 +44,19 @@ class CustomBuildHook(BuildHookInterface):
 
 
 def _compile(source: Path, library: Path, flags: list[str]) -> str | None:
-    """Returns what went wrong, if anything did."""
-    compiler = shlex.split(os.environ.get("CC", "cc"))
-    command = [*compiler, "-O3", "-std=gnu11", "-shared", "-fPIC", *flags, "-o", str(library), str(source)]
+    """Returns what went wrong, if anything did; what was there before is replaced at once, or stays."""
+    made = library.with_name(f"{library.stem}.{os.getpid()}.so")  # another installation may run beside this one
+    digest = hashlib.sha256(source.read_bytes()).hexdigest()
+    command = [*shlex.split(os.environ.get("CC", "cc")), "-O3", "-std=gnu11", "-shared", "-fPIC", *flags]
+    command += [f'-DSOURCE_SHA256="{digest}"', "-o", str(made), str(source)]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+        if done.returncode:
+            return f"{command[0]} failed: {done.stderr.strip()[-500:]}"
+        made.replace(library)
     except (OSError, subprocess.TimeoutExpired) as error:
         return str(error)
-    return f"{command[0]} failed: {done.stderr.strip()[-500:]}" if done.returncode else None
+    finally:
+        with contextlib.suppress(OSError):  # a source that can't be written has nothing to remove
+            made.unlink(missing_ok=True)
+    return None

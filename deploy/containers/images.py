@@ -66,7 +66,10 @@ def source_tag() -> str:
     """A digest over the files that make the images: 12 hex digits."""
     paths = [ROOT / name for name in FILES]
     paths += [
-        path for package in CODE for suffix in ("py", "so") for path in sorted((ROOT / package).rglob(f"*.{suffix}"))
+        path
+        for package in CODE
+        for suffix in ("py", "c", "so")
+        for path in sorted((ROOT / package).rglob(f"*.{suffix}"))
     ]
     hasher = hashlib.sha256()
     for path in paths:

@@ -273,6 +273,28 @@ def test_winograd_fits_wide_networks(network: type[Wide], monkeypatch: pytest.Mo
     assert_within_bound(lambda path: random_game(FlatModel("wide", SHAPE), SHAPE, path), "winograd")
 
 
+class Namesakes(nn.Module):
+    """Modules whose names, joined otherwise, would be the same, or those that a path might give its own."""
+
+    def __init__(self, shape: Shape) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(shape.channels, 16, 1)
+        self.a = nn.Sequential(nn.Conv2d(16, 16, 3, padding=1))
+        self.a_0 = nn.Conv2d(16, 16, 3, padding=1)
+        self.filtered_0 = nn.Conv2d(16, 16, 1)
+        self.out = nn.Linear(16, shape.classes)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.first(x)
+        logits: torch.Tensor = self.out((self.a(x) + 2 * self.a_0(x) + self.filtered_0(x)).mean((2, 3)))
+        return logits
+
+
+def test_winograd_takes_no_module_for_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(MODELS, "namesakes", Namesakes)
+    assert_within_bound(lambda path: random_game(FlatModel("namesakes", SHAPE), SHAPE, path), "winograd")
+
+
 def test_winograd_takes_every_convolution_of_a_resnet_that_it_fits() -> None:
     """Of 20: not the first, which has three channels, the three of stride 2 and the three of 1x1."""
     path = make_path("winograd", FlatModel("resnet18", Shape(channels=3, height=32, width=32, classes=10)), [])

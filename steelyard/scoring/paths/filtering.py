@@ -11,6 +11,7 @@ Legend: B examples, C input and O output channels, P pairs of points.
 from __future__ import annotations
 
 import ctypes
+import hashlib
 from fractions import Fraction
 from functools import cache
 from math import prod
@@ -81,13 +82,16 @@ class Filtering(nn.Module):
         if bias_O is not None:
             self._bias_O.copy_(bias_O)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, input: torch.Tensor) -> torch.Tensor:  # noqa: A002 - as nn.Conv2d, which may be called by name
         """Float32 [B, C, height, width] to [B, O, height, width], channels last."""
-        x = x.contiguous(memory_format=torch.channels_last)
+        x = input.contiguous(memory_format=torch.channels_last)
         batch, channels, height, width = x.shape
         assert x.dtype == torch.float32
         assert channels == self._inputs
-        y = x.new_empty(batch, *(side + 2 * self._padding - self._size + 1 for side in (height, width)), self._outputs)
+        sides = [side + 2 * self._padding - self._size + 1 for side in (height, width)]
+        if min(sides) < 1:
+            raise RuntimeError(f"images of {height}x{width} are smaller than filters of {self._size}x{self._size}")
+        y = x.new_empty(batch, *sides, self._outputs)
         call = _Convolution(
             x=x.data_ptr(),
             filters=self._filters.data_ptr(),
@@ -132,18 +136,28 @@ def library() -> ctypes.CDLL:
     """The compiled winograd.c.
 
     Raises:
-        UserError: it is not there, since no compiler was when steelyard was installed.
+        UserError: it is not there, of another processor, or of another source.
     """
     file = library_file()
-    if not file.exists():
-        raise UserError(
-            f"[scoring] paths 'winograd' and 'im2col_winograd' need {file.name}, which is compiled when steelyard is "
-            "installed, and is not there; install a C compiler (cc) and steelyard again, or set path = 'folded'"
-        )
-    loaded = ctypes.CDLL(str(file))
+    source = hashlib.sha256(Path(__file__).with_name("winograd.c").read_bytes()).hexdigest()
+    try:
+        loaded = ctypes.CDLL(str(file))
+    except OSError as error:
+        raise _unusable(file, str(error)) from None
+    loaded.source_sha256.restype = ctypes.c_char_p
+    if loaded.source_sha256().decode("ascii") != source:
+        raise _unusable(file, "it was compiled from another winograd.c")
     loaded.vector_columns.restype = loaded.scratch_floats.restype = ctypes.c_long
     loaded.filter_images.restype = None
     return loaded
+
+
+def _unusable(file: Path, why: str) -> UserError:
+    return UserError(
+        f"[scoring] paths 'winograd' and 'im2col_winograd' need {file.name}, compiled when steelyard is installed: "
+        f"{why}; install a C compiler (cc) and steelyard again (in a checkout: make clean setup), or set path = "
+        "'folded'"
+    )
 
 
 def minimal_filtering(size: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

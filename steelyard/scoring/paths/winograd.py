@@ -57,7 +57,9 @@ def _replace(graph: fx.GraphModule) -> list[tuple[Filtering, nn.Conv2d]]:
         rectifies = behind is not None and _rectifies(behind, modules)
         filtering = Filtering(conv, scratch, rectifies=rectifies)
         made[name] = (filtering, conv)
-        ours = f"{name}_filtered".replace(".", "_")
+        ours = f"filtered_{len(made)}"
+        while hasattr(graph, ours):  # the network's own
+            ours += "_"
         graph.add_submodule(ours, filtering)
         modules[ours] = filtering
         for call in calls:
