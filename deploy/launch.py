@@ -31,6 +31,7 @@ from deploy.prepare import client_half, prepare, server_half
 from deploy.torchrun.job import run_torchrun
 from steelyard.bundle import write_text
 from steelyard.config import Experiment, RosterEntry, Shape, to_json
+from steelyard.decoder_store import file_digest
 from steelyard.errors import RunFailedError, UserError, WaitTimeoutError
 from steelyard.network import Fault
 from steelyard.process import MISTAKE, last_words
@@ -40,6 +41,7 @@ from steelyard.report.summary import summarize, write_summary
 
 Launcher = Literal["local", "inline", "torchrun", "compose"]
 UNFINISHED = f"{ROLES}.part"
+COMPILED = Path(__file__).resolve().parents[1] / "steelyard" / "scoring" / "paths"  # not imported: it takes torch
 CHECK_TIMEOUT_S = 300.0  # importing torch takes seconds, minutes on a busy machine
 BOUNDARY = "separate processes of one user: an audit hook on opened files is the proof, the system does not enforce it"
 BOUNDARIES = {
@@ -316,7 +318,7 @@ def _begin(experiment: Experiment, run: Path, launcher: Launcher) -> dict[str, A
 
 
 def provenance() -> dict[str, Any]:
-    """What a number depends on beside the experiment: processor, versions, threads, source revision."""
+    """What a number depends on beside the experiment: processor, versions, threads, source revision, machine code."""
     packages = ("torch", "numpy", "grpcio", "protobuf", "scikit-learn", "steelyard")
     return {
         "processor": _processor(),
@@ -327,6 +329,7 @@ def provenance() -> dict[str, Any]:
         "threads": THREADS,
         "determinism": DETERMINISM,
         "revision": _revision(),
+        "compiled": {file.name: file_digest(file) for file in sorted(COMPILED.glob("winograd-*.so"))},
     }
 
 

@@ -137,7 +137,8 @@ def _device(options: dict[str, str]) -> Device:
 
 
 def _speed(options: dict[str, str], console: Console, out: Path | None) -> None:
-    from steelyard.benchmarks.evaluation import Case, timings
+    from steelyard.benchmarks.evaluation import timings
+    from steelyard.benchmarks.rounds import Case
 
     for model in options["models"].split(","):
         shape = SHAPES.get(model, COLOUR)
@@ -147,7 +148,8 @@ def _speed(options: dict[str, str], console: Console, out: Path | None) -> None:
         what = f"{model}, {images} images of {shape.height}x{shape.width}"
         batches = (500, 100) if case.device == "cuda" else (100, 32) if shape.height > 8 else (100, 300)
         paths = options["paths"].split(",")
-        found = list(timings(case, paths, batches, int(options["workers"]), int(options["repetitions"])))
+        left_out: dict[str, str] = {}
+        found = list(timings(case, paths, batches, int(options["workers"]), int(options["repetitions"]), left_out))
         table = Table(
             "path, inner batch",
             "wall ms",
@@ -161,9 +163,15 @@ def _speed(options: dict[str, str], console: Console, out: Path | None) -> None:
             processor = "" if timing.processor_s is None else f"{1e3 * timing.processor_s:.2f}"
             cells = (f"{1e3 * timing.seconds:.2f}", processor, f"{timing.ratio:.2f}", f"{low:.2f} - {high:.2f}")
             table.add_row(timing.name, *cells)
+        _print_left_out(model, left_out, console)
         console.print(table)
         if out is not None:
             _draw_speed(what, found, out / f"speed-{model}.svg", console)
+
+
+def _print_left_out(model: str, left_out: dict[str, str], console: Console) -> None:
+    for path, why in left_out.items():
+        console.print(f"{model}: {path} left out: {why}")
 
 
 def _paths(options: dict[str, str], console: Console) -> None:
@@ -183,6 +191,7 @@ def _paths(options: dict[str, str], console: Console) -> None:
         ("fashion_mnist", "cnn28_large", 3, 300, 500),
         ("fashion_mnist", "resnet18", 3, 100, 100),
     ):
+        left_out: dict[str, str] = {}
         for rounds in (1, 4):
             experiment = Experiment(
                 name="bench",
@@ -197,9 +206,10 @@ def _paths(options: dict[str, str], console: Console) -> None:
             except UserError as error:
                 console.print(f"{dataset} left out: {error}")
                 break
-            for found in path_errors(material, inner_batch=100, device=_device(options)):
+            for found in path_errors(material, inner_batch=100, left_out=left_out, device=_device(options)):
                 accuracy, loss = ("{:.1e}, {:.1e}".format(*pair) for pair in (found.accuracy, found.loss))
                 table.add_row(f"{dataset}, {model}, {rounds}", found.path, accuracy, loss)
+        _print_left_out(model, left_out, console)
     console.print(table)
 
 

@@ -2,15 +2,13 @@
 
 Contenders are timed in turns, so that a neighbour on the machine slows all of them; what counts is the ratio. It is one
 of processor time where a contender is one thread of the CPU, since a neighbour takes little of that, and of wall time
-otherwise; several processes are compared with the loop on one thread or on as many, whichever was faster. That loop is
-how published code evaluates a coalition: average state dicts, copy the network, load, iterate over a DataLoader of 128.
+otherwise; several processes are compared with the published loop on one thread or on as many, whichever was faster.
 
 Legend: E examples, D float values of a state, C coalitions, n clients.
 """
 
 from __future__ import annotations
 
-import copy
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,35 +16,19 @@ from contextlib import ExitStack, closing
 from dataclasses import dataclass
 
 import numpy as np
-import torch
-from torch import nn
-from torch.nn import functional
-from torch.utils.data import DataLoader, TensorDataset
 
-from steelyard.benchmarks.rounds import TrainedRound
-from steelyard.config import Shape
+from steelyard.benchmarks.published import PublishedLoop
+from steelyard.benchmarks.rounds import Case, TrainedRound, random_round
 from steelyard.errors import UserError
-from steelyard.models import FlatModel
 from steelyard.scoring.coalitions import Floats, Masks, all_masks
 from steelyard.scoring.evaluation import Device
 from steelyard.scoring.paths import PATHS
 from steelyard.scoring.utility import Utility
-from steelyard.seeding import torch_generator
 
 PUBLISHED = "published loop"
+Contender = Callable[[Masks], tuple[float, float]]  # wall and processor seconds that the coalitions took
+LeftOut = dict[str, str]  # is filled with the paths that do not fit, and why
 _WORKERS = " x"  # in the name of a contender of several processes, or of the loop with as many threads
-
-
-@dataclass(frozen=True, kw_only=True)
-class Case:
-    """What is timed: a network, how many images [E] of which shape, how many coalitions a turn has, and on what."""
-
-    model: str
-    shape: Shape
-    examples: int
-    coalitions: int
-    clients: int = 10
-    device: Device = "cpu"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,24 +59,8 @@ class PathError:
     loss: tuple[float, float]
 
 
-def random_round(case: Case) -> TrainedRound:
-    """Random images, weights and updates: what evaluating them costs does not depend on what they are."""
-    generator = torch_generator(0, "benchmark", case.model)
-    model = FlatModel(case.model, case.shape)
-    global_D = model.initial_state(generator)
-    shape = case.shape
-    return TrainedRound(
-        model=model,
-        images=torch.rand(case.examples, shape.channels, shape.height, shape.width, generator=generator),
-        labels=torch.randint(0, shape.classes, (case.examples,), generator=generator),
-        global_D=global_D,
-        updates=tuple(0.01 * torch.randn(len(global_D), generator=generator) for _ in range(case.clients)),
-        samples=tuple(range(100, 100 + case.clients)),
-    )
-
-
 def timings(
-    case: Case, paths: Sequence[str], batches: tuple[int, ...], workers: int, repetitions: int
+    case: Case, paths: Sequence[str], batches: tuple[int, ...], workers: int, repetitions: int, left_out: LeftOut
 ) -> Iterator[Timing]:
     """Time every path that fits, with each inner batch, and some with workers; in turns.
 
@@ -104,43 +70,38 @@ def timings(
         batches: inner batches to try.
         workers: how many processes the last contenders have; 1 leaves them out.
         repetitions: how often everybody has a turn; the first turn warms up and is not counted.
+        left_out: is filled with the paths that do not fit, and why.
     """
     material = random_round(case)
     rng = np.random.default_rng(0)
     masks = rng.choice(all_masks(case.clients)[1:], case.coalitions, replace=False)
     with ExitStack() as stack:
-        contenders: dict[str, Callable[[Masks], object]] = {
-            PUBLISHED: lambda masks: published(material, masks, case.device)
-        }
+        loop = stack.enter_context(closing(PublishedLoop(case)))
+        contenders: dict[str, Contender] = {PUBLISHED: lambda masks: loop.time(masks, 1)}
         if workers > 1 and case.device == "cpu":
-            contenders[f"{PUBLISHED}{_WORKERS}{workers}"] = lambda masks: _on_threads(workers, material, masks)
-        for name, path, batch, processes in _contenders(paths, batches, workers):
-            try:
-                utility = utility_of(material, path, batch, processes, case.device)
-            except UserError:  # the path does not fit this network
-                continue
+            contenders[f"{PUBLISHED}{_WORKERS}{workers}"] = lambda masks: loop.time(masks, workers)
+        fitting = _fitting(material, paths, case.device, left_out)
+        for name, path, batch, processes in _contenders(fitting, batches, workers):
+            utility = utility_of(material, path, batch, processes, case.device)
             stack.enter_context(closing(utility))
             contenders[name] = _evaluator(utility, material)
         turns: dict[str, list[tuple[float, float]]] = {name: [] for name in contenders}
         for turn in range(repetitions + 1):
             for name, contender in contenders.items():
-                wall, processor = time.perf_counter(), time.process_time()
-                contender(masks)
-                taken = (time.perf_counter() - wall, time.process_time() - processor)
+                wall, processor = contender(masks)
                 if turn:
-                    turns[name].append((taken[0] / len(masks), taken[1] / len(masks)))
+                    turns[name].append((wall / len(masks), processor / len(masks)))
     yield from _medians(turns, by_wall=case.device != "cpu")
 
 
-def path_errors(material: TrainedRound, inner_batch: int, device: Device = "cpu") -> Iterator[PathError]:
-    """Every path against the CPU's plain one on all coalitions of a round that was trained."""
+def path_errors(
+    material: TrainedRound, inner_batch: int, left_out: LeftOut, device: Device = "cpu"
+) -> Iterator[PathError]:
+    """Every path that fits against the CPU's plain one on all coalitions of a round that was trained."""
     masks = all_masks(len(material.updates))
     plain = _utilities(utility_of(material, "plain", inner_batch, workers=1), material, masks)
-    for path in PATHS:
-        try:
-            utility = utility_of(material, path, inner_batch, workers=1, device=device)
-        except UserError:
-            continue
+    for path in _fitting(material, list(PATHS), device, left_out):
+        utility = utility_of(material, path, inner_batch, workers=1, device=device)
         same = path == "plain" and device == "cpu"
         accuracy, loss = plain if same else _utilities(utility, material, masks)
         off_accuracy = abs(accuracy - plain[0])
@@ -158,36 +119,23 @@ def _utilities(utility: Utility, material: TrainedRound, masks_Cn: Masks) -> tup
     return game.view("accuracy").values(masks_Cn), game.view("loss").values(masks_Cn)
 
 
-def published(material: TrainedRound, masks_Cn: Masks, device: Device = "cpu") -> list[float]:
-    """Accuracies of coalitions, the way that published code computes them: on a GPU, batches are moved one by one."""
-    names = [(spec.name, spec.shape) for spec in material.model.layout.specs]
-    states = [_named(state_D.to(device), names) for state_D in (material.global_D, *material.updates)]
-    loader = DataLoader(TensorDataset(material.images, material.labels), batch_size=128)
-    accuracies = []
-    for mask in masks_Cn:
-        members = np.flatnonzero(mask).tolist()
-        total = sum(material.samples[k] for k in members)
-        averaged = copy.deepcopy(states[0])
-        for k in members:
-            for name in averaged:
-                averaged[name] += states[1 + k][name] * (material.samples[k] / total)
-        network: nn.Module = copy.deepcopy(material.model.module).to(device)
-        network.load_state_dict(averaged, strict=False)
-        network.eval()
-        correct, loss = 0, 0.0
-        with torch.no_grad():
-            for images, labels in ((x.to(device), y.to(device)) for x, y in loader):
-                logits = network(images)
-                loss += functional.cross_entropy(logits, labels, reduction="sum").item()
-                correct += int((logits.argmax(1) == labels).sum().item())
-        accuracies.append(correct / len(material.labels))
-    return accuracies
-
-
 def utility_of(material: TrainedRound, path: str, inner_batch: int, workers: int, device: Device = "cpu") -> Utility:
     """The engine on a round's validation data."""
     images, labels = material.images, material.labels
     return Utility(material.model, images, labels, inner_batch=inner_batch, path=path, workers=workers, device=device)
+
+
+def _fitting(material: TrainedRound, paths: Sequence[str], device: Device, left_out: LeftOut) -> list[str]:
+    """The paths that fit the network and the device."""
+    fitting = []
+    for path in paths:
+        try:
+            utility_of(material, path, len(material.labels), workers=1, device=device).close()
+        except UserError as error:
+            left_out[path] = str(error)
+        else:
+            fitting.append(path)
+    return fitting
 
 
 def _contenders(paths: Sequence[str], batches: tuple[int, ...], workers: int) -> Iterator[tuple[str, str, int, int]]:
@@ -200,21 +148,15 @@ def _contenders(paths: Sequence[str], batches: tuple[int, ...], workers: int) ->
             yield f"{path}{_WORKERS}{workers}, {batches[0]}", path, batches[0], workers
 
 
-def _on_threads(threads: int, material: TrainedRound, masks_Cn: Masks) -> list[float]:
-    """The published loop on several threads, which is what it does with several cores."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        return published(material, masks_Cn)
-    finally:
-        torch.set_num_threads(before)
-
-
-def _evaluator(utility: Utility, material: TrainedRound) -> Callable[[Masks], object]:
+def _evaluator(utility: Utility, material: TrainedRound) -> Contender:
     """Evaluates coalitions anew each time: a game of its own has no outcome yet."""
-    return lambda masks: (
-        utility.round(material.global_D, material.updates, material.samples).view("accuracy").values(masks)
-    )
+
+    def evaluate(masks_Cn: Masks) -> tuple[float, float]:
+        wall, processor = time.perf_counter(), time.process_time()
+        utility.round(material.global_D, material.updates, material.samples).view("accuracy").values(masks_Cn)
+        return time.perf_counter() - wall, time.process_time() - processor
+
+    return evaluate
 
 
 def _medians(turns: Mapping[str, list[tuple[float, float]]], *, by_wall: bool) -> Iterator[Timing]:
@@ -232,8 +174,3 @@ def _medians(turns: Mapping[str, list[tuple[float, float]]], *, by_wall: bool) -
             ratio=statistics.median(ratios),
             ratios=(min(ratios), max(ratios)),
         )
-
-
-def _named(state_D: torch.Tensor, names: list[tuple[str, tuple[int, ...]]]) -> dict[str, torch.Tensor]:
-    parts = torch.split(state_D, [int(np.prod(shape)) for _, shape in names])
-    return {name: part.reshape(shape).clone() for (name, shape), part in zip(names, parts, strict=True)}

@@ -1,4 +1,4 @@
-"""A round with really trained updates, made in one process: the material that evaluation is measured on.
+"""The material that evaluation is measured on: rounds of random updates, and one of really trained ones.
 
 Legend: D float values of a state, V validation examples, n clients.
 """
@@ -10,11 +10,24 @@ from dataclasses import dataclass
 import torch
 
 from steelyard.aggregation.fedavg import fedavg
-from steelyard.config import Experiment
+from steelyard.config import Experiment, Shape
 from steelyard.data.deal import Shard, deal
 from steelyard.models import FlatModel
+from steelyard.scoring.evaluation import Device
 from steelyard.seeding import torch_generator
 from steelyard.training import train
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """What is timed: a network, how many images [E] of which shape, how many coalitions a turn has, and on what."""
+
+    model: str
+    shape: Shape
+    examples: int
+    coalitions: int
+    clients: int = 10
+    device: Device = "cpu"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +40,22 @@ class TrainedRound:
     global_D: torch.Tensor
     updates: tuple[torch.Tensor, ...]
     samples: tuple[int, ...]
+
+
+def random_round(case: Case) -> TrainedRound:
+    """Random images, weights and updates: what evaluating them costs does not depend on what they are."""
+    generator = torch_generator(0, "benchmark", case.model)
+    model = FlatModel(case.model, case.shape)
+    global_D = model.initial_state(generator)
+    shape = case.shape
+    return TrainedRound(
+        model=model,
+        images=torch.rand(case.examples, shape.channels, shape.height, shape.width, generator=generator),
+        labels=torch.randint(0, shape.classes, (case.examples,), generator=generator),
+        global_D=global_D,
+        updates=tuple(0.01 * torch.randn(len(global_D), generator=generator) for _ in range(case.clients)),
+        samples=tuple(range(100, 100 + case.clients)),
+    )
 
 
 def trained_round(experiment: Experiment) -> TrainedRound:

@@ -14,11 +14,13 @@ from deploy.prepare import prepare
 from scripts.bench import recorded_games
 from steelyard import bundle
 from steelyard.benchmarks.estimators import errors, read_games, sampling_evaluators, shapley
-from steelyard.benchmarks.evaluation import PUBLISHED, Case, path_errors, published, random_round, timings, utility_of
+from steelyard.benchmarks.evaluation import PUBLISHED, path_errors, timings, utility_of
 from steelyard.benchmarks.growth import GAMES, METHODS, growth
+from steelyard.benchmarks.published import PublishedLoop, published
+from steelyard.benchmarks.rounds import Case, random_round
 from steelyard.bundle import read_arrays
 from steelyard.config import Experiment, ServerHalf, Shape, load_half
-from steelyard.errors import UserError
+from steelyard.errors import RunFailedError, UserError
 from steelyard.models import FlatModel
 from steelyard.parsing import parse
 from steelyard.recording import ClosedRound, Recordings
@@ -110,21 +112,36 @@ def test_the_published_loop_finds_the_engines_accuracies() -> None:
     assert published(material, masks) == game.view("accuracy").values(masks).tolist()
 
 
+def test_a_published_loop_that_ends_is_an_error() -> None:
+    loop = PublishedLoop(TINY)
+    try:
+        assert min(loop.time(all_masks(3)[1:], 2)) > 0
+        loop._process.kill()
+        with pytest.raises(RunFailedError, match=r"the published loop's process ended, exit code -9"):
+            loop.time(all_masks(3)[1:], 1)
+    finally:
+        loop.close()
+
+
 def test_every_path_that_fits_is_timed_and_compared() -> None:
     paths = [path for path, kind in PATHS.items() if "cpu" in kind.devices]
-    timed = {timing.name: timing for timing in timings(TINY, list(PATHS), (10, 30), 1, 1)}
+    told: dict[str, str] = {}
+    timed = {timing.name: timing for timing in timings(TINY, list(PATHS), (10, 30), 1, 1, told)}
+    assert list(told) == ["folded_tf32"]
+    assert "made for cuda alone" in told["folded_tf32"]
     assert set(timed) == {PUBLISHED, *(f"{path}, {batch}" for path in paths for batch in (10, 30))}
     assert timed[PUBLISHED].ratios == (1.0, 1.0)
     assert all(timing.seconds > 0 and timing.processor_s is not None for timing in timed.values())
-    compared = {found.path: found for found in path_errors(random_round(TINY), 10)}
+    told.clear()
+    compared = {found.path: found for found in path_errors(random_round(TINY), 10, told)}
+    assert list(told) == ["folded_tf32"]
     assert set(compared) == set(paths)
     assert compared["plain"].loss == (0.0, 0.0)
     assert 0 < compared["im2col_bf16"].loss[1] <= compared["im2col_bf16"].loss[0] < PATHS["im2col_bf16"].bound.loss
 
 
 def test_workers_are_compared_with_the_faster_form_of_the_published_loop() -> None:
-    before = torch.get_num_threads()
-    timed = {timing.name: timing for timing in timings(TINY, list(PATHS), (10,), 2, 1)}
+    timed = {timing.name: timing for timing in timings(TINY, list(PATHS), (10,), 2, 1, {})}
     loop = f"{PUBLISHED} x2"
     assert {name for name in timed if " x2" in name} == {
         loop,
@@ -133,7 +150,6 @@ def test_workers_are_compared_with_the_faster_form_of_the_published_loop() -> No
     ours, faster = timed["im2col x2, 10"], min(timed[loop].seconds, timed[PUBLISHED].seconds)
     assert ours.ratio == pytest.approx(faster / ours.seconds), "of one turn's wall times"
     assert timed[loop].ratio == pytest.approx(faster / timed[loop].seconds)
-    assert torch.get_num_threads() == before
 
 
 def test_shapley_values_of_a_game_by_definition() -> None:

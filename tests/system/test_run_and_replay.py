@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import shutil
 from contextlib import closing
@@ -15,6 +16,7 @@ from deploy.prepare import server_folder
 from steelyard.bundle import read_arrays
 from steelyard.config import ServerHalf, load_half
 from steelyard.recording import ROLES, Recordings
+from steelyard.scoring import paths
 from steelyard.scoring.replay import RoundScorer
 
 pytestmark = pytest.mark.timeout(400)  # several waits, each bounded, on a loaded machine
@@ -97,6 +99,9 @@ def test_another_evaluation_path_replays_as_exactly(undisturbed: Any, shell: Any
     run = shell.run("--launcher", "inline", "--set", "scoring.path=im2col", "--set", "attack.compare_honest=false")
     manifest = json.loads((run / "manifest.json").read_text(encoding="utf-8"))
     assert manifest["experiment"]["scoring"]["path"] == "im2col"
+    here = Path(paths.__file__).parent
+    digests = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in here.glob("winograd-*.so")}
+    assert manifest["compiled"] == digests, "a compiler decides bits"
     assert manifest["digest"] not in undisturbed.run.name, "the path is a part of what was asked"
     assert shell.look(run).models == undisturbed.models, "scoring changes no training"
     code, said, err = shell.steelyard("replay", str(run), env=OTHER_SHELL)

@@ -72,6 +72,7 @@ def test_it_convolves(size: int, height: int, width: int, padding: int, batch: i
             assert made.shape == expected.shape
             assert error < {3: 1.2e-6, 5: 1.2e-5}[size]
             assert torch.equal(rectified(images), made.relu())
+            assert made.is_contiguous() or not images.is_contiguous(), "a view of it must go as conv's"
 
 
 @pytest.mark.usefixtures("built")

@@ -83,7 +83,7 @@ class Filtering(nn.Module):
             self._bias_O.copy_(bias_O)
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:  # noqa: A002 - as nn.Conv2d, which may be called by name
-        """Float32 [B, C, height, width] to [B, O, height, width], channels last."""
+        """Float32 [B, C, height, width] to [B, O, height, width], in the input's layout, as `conv` does."""
         x = input.contiguous(memory_format=torch.channels_last)
         batch, channels, height, width = x.shape
         assert x.dtype == torch.float32
@@ -110,7 +110,8 @@ class Filtering(nn.Module):
         )
         call.scratch = self._scratch.room(self._library.scratch_floats(ctypes.byref(call))).data_ptr()
         self._library.filter_images(ctypes.byref(call))
-        return y.permute(0, 3, 1, 2)
+        made = y.permute(0, 3, 1, 2)
+        return made.contiguous() if input.is_contiguous() else made
 
 
 def fits(conv: nn.Conv2d) -> bool:
