@@ -28,6 +28,7 @@ from deploy.prepare import link_folder
 from steelyard.bundle import write_text
 from steelyard.errors import RunFailedError, UserError, WaitTimeoutError
 from steelyard.network import Fault
+from steelyard.process import MISTAKE
 
 POLL_S = 0.3
 LOCK = ".lock"  # which a launcher holds while it works in a run directory
@@ -178,8 +179,11 @@ def _follow(
     poll: Callable[[], None],
     say: Callable[[str], None],
 ) -> None:
-    """Watch until the server ends; a client that dies is told once, and the run goes on without it."""
-    told: set[str] = set()
+    """Watch until the server ends; a client that dies is told once, and the run goes on without it.
+
+    Unless a mistake of the user's has ended every client: then the server would wait for them in vain.
+    """
+    codes: dict[str, int | None] = {}  # of clients that ended, once told
     roles = {f"client-{client}" for client in clients}
     while "server" not in (ended := project.ended()):
         end = time.monotonic() + POLL_S
@@ -188,10 +192,16 @@ def _follow(
             time.sleep(FAULT_POLL_S)
         time.sleep(max(end - time.monotonic(), 0.0))
         poll()
-        for service in sorted((ended & roles) - told - killed):
-            told.add(service)
-            if code := project.exit_code(service):
-                say(f"{service} ended early ({_describe(project, service, code)}); the run goes on without it")
+        found = {service: project.exit_code(service) for service in sorted((ended & roles) - codes.keys() - killed)}
+        codes |= found
+        hopeless = bool(roles) and roles <= ended and all(codes.get(role) == MISTAKE for role in roles)
+        what = "as every client did" if hopeless else "the run goes on without it"
+        for service, code in found.items():
+            if code:
+                say(f"{service} ended early ({_describe(project, service, code)}); {what}")
+        if hopeless and "server" not in project.ended():
+            first = min(roles)
+            raise failure(MISTAKE, project.log(first), first)
     poll()
     if code := project.exit_code("server"):
         raise _failure(project, code)

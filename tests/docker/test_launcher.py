@@ -156,6 +156,19 @@ def test_a_killed_server_is_told_and_the_run_goes_on(
     assert len(numbers_of(run)) == 30 * (2 + 1)
 
 
+def test_a_mistake_that_ends_every_client_ends_the_run(steelyard: Command, tmp_path: Path) -> None:
+    """The containers have no GPU, which each client finds by itself; the server would wait for them all the while."""
+    (tmp_path / "tiny.toml").write_text(TINY, encoding="utf-8")
+    runs = ("run", str(tmp_path / "tiny.toml"), "--out", str(tmp_path), "--launcher", "compose", *UNHURRIED)
+    code, said, err = steelyard.run(*runs, "--set", 'placement.clients=["cuda:0"]')
+    words = "[placement] clients = 'cuda:0': a CUDA device expected, torch sees 0 here"
+    assert (code, err.count("steelyard: ")) == (2, 1)
+    assert err.splitlines()[-1].startswith(f"steelyard: {words}")
+    assert said.count("ended early") == 2
+    (run,) = tmp_path.glob("tiny-*")
+    assert steelyard.left_of(run) == []
+
+
 def test_a_mistake_of_the_experiments_is_told_in_one_line(steelyard: Command, tmp_path: Path) -> None:
     code, _, err = steelyard.run(
         "run", "experiments/quickstart.toml", "--out", str(tmp_path), "--launcher", "compose", "--subnets", "8.8.8.0/24"
