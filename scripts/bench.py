@@ -219,7 +219,7 @@ def _estimators(options: dict[str, str], console: Console, out: Path | None) -> 
     budgets = (40, 100, 200, 400)
     games = read_games(Path(options["games"])) | (recorded_games(Path(options["run"])) if options["run"] else {})
     found = list(errors(games, budgets, int(options["draws"])))
-    title = f"RMSE x 1000 (calls, held by 95 % intervals) by coalitions, {options['draws']} draws"
+    title = f"RMSE x 1000 (calls, held by 95 % intervals where there are any) by coalitions, {options['draws']} draws"
     header, rows = ("evaluator", "game", *(f"{budget} calls" for budget in budgets)), []
     for name, game in dict.fromkeys((estimate.evaluator, estimate.game) for estimate in found):
         mine = {e.budget: _error_cell(e) for e in found if (e.evaluator, e.game) == (name, game)}
@@ -236,7 +236,8 @@ def _estimators(options: dict[str, str], console: Console, out: Path | None) -> 
 
 
 def _error_cell(estimate: Estimate) -> str:
-    return f"{1e3 * estimate.rmse:.1f} ({estimate.calls:.0f}, {100 * estimate.covered:.0f} %)"
+    held = "-" if math.isnan(estimate.covered) else f"{100 * estimate.covered:.0f} %"
+    return f"{1e3 * estimate.rmse:.1f} ({estimate.calls:.0f}, {held})"
 
 
 def recorded_games(run: Path) -> dict[str, Floats]:

@@ -134,12 +134,14 @@ def _error(
     with_budget = _with_budget(table, budget, utilities)
     runs = [_evaluate(with_budget, utilities, repetition) for repetition in range(repetitions)]
     off = np.array([scores.value - reference_n for scores in runs])
-    within = np.abs(off) <= 1.96 * np.array([scores.std_error for scores in runs])
+    error = np.array([scores.std_error for scores in runs])
+    known = ~np.isnan(error)
+    within = np.abs(off)[known] <= 1.96 * error[known]
     return Estimate(
         evaluator=name,
         game=game,
         budget=budget,
         rmse=float(np.sqrt((off**2).mean())),
         calls=float(np.mean([scores.calls for scores in runs])),
-        covered=float(within.mean()),
+        covered=float(within.mean()) if known.any() else float("nan"),
     )

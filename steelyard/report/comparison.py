@@ -148,13 +148,19 @@ def comparison_table(comparisons: Sequence[Comparison]) -> str:
             f"{row.calls:.0f}",
             f"{_percent(row.std_error)}, {_percent(row.validation_std_error)}",
             shown(row.raw, 3),
-            shown(row.scaled, 2),
-            shown(row.paid, 1, scale=100),
+            _of(row, row.scaled, 2),
+            _of(row, row.paid, 1, scale=100),
             shown(row.places, 1),
             f"{row.up}",
         )
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def _of(row: Comparison, estimate: Estimate | None, digits: int, scale: float = 1.0) -> str:
+    """An estimate, and of how many seeds where some have no such figure."""
+    seeds = "" if row.raw is None or estimate is None or estimate.n == row.raw.n else f" (n={estimate.n})"
+    return shown(estimate, digits, scale=scale) + seeds
 
 
 def paid_shares(total_N: Floats) -> Floats | None:

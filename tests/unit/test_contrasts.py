@@ -39,7 +39,9 @@ def test_a_test_without_spread_or_pairs() -> None:
     assert paired_t_test([0.5]) is None
     assert paired_t_test([0.0, 0.0]) == 1.0
     assert paired_t_test([0.0, 0.0], "less") == 0.5
-    assert (paired_t_test([0.5, 0.5], "greater"), paired_t_test([0.5, 0.5], "less")) == (0.0, 1.0)
+    assert (paired_t_test([0.5, 0.5], "greater"), paired_t_test([0.5, 0.5], "less")) == (0.25, 1.0)
+    assert paired_t_test([0.1] * 3) == 0.25, "the sign test's, whatever their mean is rounded to"
+    assert paired_t_test([-1.0] * 5, "less") == 1 / 32
 
 
 def test_an_estimate_is_students_interval() -> None:

@@ -73,6 +73,17 @@ def fold_rounds(kind: str, rounds: list[Fake], **params: Any) -> Floats:
     return np.array(rows)
 
 
+def fold_totals(kind: str, rounds: list[Fake], seed: int = 0, **params: Any) -> tuple[Floats, Floats, int, bool]:
+    """Totals and their standard errors [N], a round's most calls, and `converged` of the last one."""
+    fold = make_evaluators([{"name": "e", "kind": kind, "utility": "accuracy", **params}])[0].evaluator
+    assert isinstance(fold, Fold)
+    state, generator, found = fold.start(rounds[0].clients), np.random.default_rng(seed), []
+    for round_ in rounds:
+        state, scores = fold.fold(state, round_, generator)  # type: ignore[arg-type]
+        found.append(scores)
+    return state["value"], state["std_error"], max(s.calls for s in found), found[-1].converged
+
+
 def vectors(*rows: list[float]) -> tuple[np.ndarray, ...]:
     return tuple(np.array(row, np.float32) for row in rows)
 
@@ -154,6 +165,35 @@ def test_comfedsv_is_fedsv_when_everybody_is_there() -> None:
     few = fold_rounds("comfedsv", rounds, exact_up_to=0, permutations=60)
     np.testing.assert_allclose(few.sum(axis=0), rows.sum(axis=0), atol=1.0)
     assert few.sum() == pytest.approx((tables[:, -1] - tables[:, 0]).sum())
+
+
+def test_comfedsv_within_calls_shows_the_same_coalitions_every_round() -> None:
+    """Orders whose coalitions all rounds evaluate: nothing is to be completed, and the error is that of the orders."""
+    rng = np.random.default_rng(0)
+    tables = np.cumsum(rng.normal(size=(3, 256)), axis=0) + 3 * all_masks(8) @ np.arange(8.0)
+    rounds = [Fake(vectors(*[[1]] * 8), tuple(range(8)), (5,) * 8, number=t + 1, table=tables[t]) for t in range(3)]
+    exact = (tables @ shapley_coefficients(8).T).sum(axis=0)
+    within = []
+    for seed in range(100):
+        total, error, calls, converged = fold_totals("comfedsv", rounds, seed=seed, calls=100)
+        assert converged
+        assert calls <= 101
+        within.append(np.abs(total - exact) <= 1.96 * error)
+    assert 0.8 < np.mean(within) < 1, "seven pairs of orders"
+
+
+def test_comfedsv_knows_no_error_of_what_it_completes() -> None:
+    """Additive rounds, everybody worth 0.1, three of four in each: the coalition of all is never seen."""
+    shifts = [tuple(k for k in range(4) if k != t % 4) for t in range(4)]
+    table = 0.1 * all_masks(3).sum(axis=1)
+    rounds = [Fake(vectors([1], [1], [1]), here, (5,) * 4, number=t + 1, table=table) for t, here in enumerate(shifts)]
+    _, error, _, converged = fold_totals("comfedsv", rounds)
+    assert np.isnan(error).all()
+    assert not converged
+    everybody = Fake(vectors(*[[1]] * 4), (0, 1, 2, 3), (5,) * 4, number=1, table=0.1 * all_masks(4).sum(axis=1))
+    _, error, _, converged = fold_totals("comfedsv", [everybody, *rounds[1:]])
+    assert np.isnan(error).all()
+    assert converged
 
 
 def test_comfedsv_completes_what_an_absent_client_would_have_shown() -> None:

@@ -160,6 +160,18 @@ def test_sizes_of_company() -> None:
 # --- fold median -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("pairs", [20, 60])
+def test_the_error_of_a_sampled_median_covers(pairs: int) -> None:
+    """Examples that are right once enough of those who know them are there; the mean's error covers 0.8."""
+    rng = np.random.default_rng(3)
+    known, needed = rng.random((7, 100)) < 0.45, rng.integers(1, 4, 100)
+    table = (all_masks(7).astype(int) @ known >= needed).astype(np.float64)
+    exact = made("fold_median", method="exact").evaluate(TableGame(table), rng).value
+    sampled = made("fold_median", method="permutation", permutations=pairs)
+    scores = [sampled.evaluate(TableGame(table), np.random.default_rng(seed)) for seed in range(100)]
+    assert 0.9 < np.mean([np.abs(s.value - exact) <= 1.96 * s.std_error for s in scores]) < 0.98
+
+
 def test_fold_median_by_hand() -> None:
     """One client that is worth 0, 0.5 and 9 on three folds of two examples: the mean is bought, the median is not."""
     table = np.array([[0.0] * 6, [0.0, 1.0, 9.0, 0.0, 0.0, 9.0]])

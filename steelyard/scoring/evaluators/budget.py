@@ -24,7 +24,7 @@ from steelyard.scoring.evaluators.base import (
     Scores,
     linear_scores,
 )
-from steelyard.scoring.evaluators.racing import best_are_settled, differences, planned_looks
+from steelyard.scoring.evaluators.racing import FIRST, best_are_settled, differences, planned_looks
 
 STEP = 32  # coalitions between two looks at the clock or at the standard error
 
@@ -45,7 +45,8 @@ class BudgetParams(CallsParams):
     """What a round may cost; sampling ends with whichever comes first.
 
     At 2^n `calls` the value is exact, below it sampling stops with the draw that reaches it. `target_std_error` is the
-    largest standard error of any player to be content with, `seconds` wall time; 0 sets neither.
+    largest standard error of any player to be content with, `seconds` wall time; 0 sets neither. Errors of few draws
+    are small by chance, so none is looked at before FIRST calls a player.
     """
 
     target_std_error: NonNegativeFloat = 0.0
@@ -154,7 +155,8 @@ def spend(
         if len(plan) == everything:
             return exact_scores(game, exact)
         values = np.concatenate([values, game.values(plan.masks(len(values)))])
-        reached = params.target_std_error > 0 and meets(params, plan.estimate(values).std_error)
+        enough = params.target_std_error > 0 and len(plan) >= FIRST * n
+        reached = enough and meets(params, plan.estimate(values).std_error)
         if racing and len(plan) >= looks[at]:
             reached = reached or settled(params, plan.estimate(values), values, len(looks))
             at = min(at + 1, len(looks) - 1)

@@ -6,11 +6,15 @@ Updates change slowly, so the matrix is nearly of low rank: it is completed by U
 squares alternating between w and h. The value is the Shapley value of the column sums. Seen utilities stay as they are
 (our choice), so that with everybody in every round it is FedSV summed over rounds.
 
-Up to `exact_up_to` clients the columns are all coalitions; beyond, those of `permutations` antithetic pairs of orders,
-drawn once in the first round. `calls` bounds what a round evaluates: a random part of the columns it could show.
+The columns are all coalitions, up to `exact_up_to` clients and where `calls` allows it; else those of antithetic pairs
+of orders, drawn once in the first round: `permutations`, or as many as `calls` allows. So every round shows the same
+ones as far as it can. Below one pair's worth of `calls` it shows a random part of them.
 
-The standard error is that of the orders, 0 with all columns; what completing errs by is in neither error, and the error
-over validation examples is not known (nan). Torch-free.
+A column that no round has shown counts as 0: nothing tells what it is worth. Fan et al. have everybody in the first
+round; where all never meet, values can be far off, and `converged` is False.
+
+The standard error is that of the orders, 0 with all columns, and nan as soon as anything was completed: what completing
+errs by is not known. The error over validation examples is not known either (nan). Torch-free.
 
 Legend: N clients, M columns, T rounds so far, r rank.
 """
@@ -86,23 +90,30 @@ class ComFedSV:
         state = {**state, "utilities": utilities}
         sums_M = complete(utilities, self.params.rank, self.params.ridge, self.params.sweeps).sum(axis=0)
         orders, walks = state["orders"], state["walks"]
-        exact = not len(orders)
+        exact, unseen = not len(orders), np.isnan(utilities)
         coefficients = shapley_coefficients(round_.clients) if exact else walk_coefficients(orders, walks, len(columns))
-        nothing = np.zeros(round_.clients)
-        unknown = round_.view(self.params.utility).examples(np.zeros((1, len(round_.members)), dtype=bool)).shape[1] > 0
+        nothing, unknown = np.zeros(round_.clients), np.full(round_.clients, np.nan)
+        judged = round_.view(self.params.utility).examples(np.zeros((1, len(round_.members)), dtype=bool)).shape[1] > 0
+        std_error = nothing if exact else unknown
+        if unseen.any():
+            std_error = unknown
+        elif len(orders) > 2:
+            std_error = pair_std_error(orders, sums_M[walks])
         result = Scores(
             value=linear_value(coefficients, sums_M),
-            std_error=nothing if exact else pair_std_error(orders, sums_M[walks]),
-            validation_std_error=np.full(round_.clients, np.nan) if unknown else nothing,
+            std_error=std_error,
+            validation_std_error=unknown if judged else nothing,
             calls=calls,
+            converged=not unseen.all(axis=0).any(),
         )
         return advance(state, result)
 
     def _choose_columns(self, state: State, generator: np.random.Generator) -> State:
         clients = state["columns"].shape[1]
-        if clients <= self.params.exact_up_to:
+        if clients <= self.params.exact_up_to and 2**clients <= self.params.calls + 1:
             return {**state, "columns": all_masks(clients).astype(np.uint8)}
-        orders = antithetic_orders(clients, self.params.permutations, generator)
+        affordable = (self.params.calls - 1) // max(2 * (clients - 1), 1)  # the empty coalition is no part of `calls`
+        orders = antithetic_orders(clients, max(min(self.params.permutations, affordable), 1), generator)
         columns, walks = walk_coalitions(orders)
         return {**state, "orders": orders, "walks": walks, "columns": columns.astype(np.uint8)}
 

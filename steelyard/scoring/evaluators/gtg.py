@@ -1,7 +1,8 @@
 """GTG-Shapley, as published and corrected (Liu et al. 2022, arXiv 2109.02053). Torch-free.
 
 Published: a round whose model gains no more than `round_tolerance` gives nobody anything. Otherwise orders are walked
-in cycles, each player leading one order of a cycle, the others behind it at random; a walk is cut once it is within
+in cycles, each player leading one order of a cycle, the others behind it at random; who leads when is drawn and leaders
+count alike (our choice: a budget may end within a cycle, and who leads joins nobody). A walk is cut once it is within
 `tolerance` of V(N). Sampling stops when, after `at_least` orders, the running means of the last `last` of them differ
 from the newest by `convergence` or less, relative, averaged over players. The defaults are those of the paper's
 released code: 0.001, 0.01, 30 orders, 5 % over the last 10.
@@ -12,14 +13,17 @@ nobody; and the relative change never settles for players whose value is near 0,
 does.) `gtg_corrected` zeroes no round and gives the players after a cut equal parts of what was left, so its values add
 up to V(N) - V(empty); with a `target_std_error` it stops by that instead of the relative change.
 
-Both are biased by the cuts, by at most `tolerance` a player and order, and by stopping when the means look settled. The
-standard error knows neither: it is that of the sampling of orders, stratified by who leads.
+Both are biased by the cuts, and by stopping when the means look settled. A cut leaves out less than `tolerance` in sum,
+but more of single players where what one adds another takes away. The standard error knows neither: it is that of the
+sampling of orders, stratified by who leads, and nan where nothing was looked at: for everybody in a round that was
+zeroed, for a player that stood behind the cut in every order.
 
 Legend: n players, m orders.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -30,7 +34,7 @@ from steelyard.scoring.coalitions import Floats, Game
 from steelyard.scoring.evaluators.base import NO_SCORES, Scores, linear_scores
 from steelyard.scoring.evaluators.budget import BudgetParams, meets
 from steelyard.scoring.evaluators.tmc import none_walked
-from steelyard.scoring.evaluators.truncated import Walk, Walker, walk_coefficients, walk_marginals
+from steelyard.scoring.evaluators.truncated import ROUNDING, Walk, Walker, known, walk_coefficients, walk_marginals
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,19 +75,19 @@ class Gtg:
         if n == 0:
             return NO_SCORES
         walker = Walker(game, self.params)
-        if self.params.round_tolerance > 0 and abs(walker.gain) <= self.params.round_tolerance:
-            nothing = np.zeros(n)
-            return Scores(value=nothing, std_error=nothing, validation_std_error=nothing, calls=game.calls)
+        if self.params.round_tolerance > 0 and abs(walker.gain) <= self.params.round_tolerance + ROUNDING:
+            nothing, unknown = np.zeros(n), np.full(n, np.nan)
+            return Scores(value=nothing, std_error=unknown, validation_std_error=nothing, calls=game.calls)
         walks, converged = self._sample(walker, n, generator)
         if not walks:
             return none_walked(game, walker)
-        coefficients = walk_coefficients(walks, len(walker.values), shares_rest=self.shares_rest)
+        coefficients = led_coefficients(walks, len(walker.values), shares_rest=self.shares_rest)
         return linear_scores(
             game,
             walker.masks(),
             coefficients,
             np.array(walker.values),
-            led_std_error(walk_marginals(walks, walker.values, shares_rest=self.shares_rest)),
+            self._std_error(walks, walker),
             converged=converged,
         )
 
@@ -91,19 +95,24 @@ class Gtg:
         """Whole cycles until converged, or as many orders as the budget holds."""
         walks: list[Walk] = []
         while len(walks) < self.params.permutations:
-            for leader in range(n):
+            for leader in generator.permutation(n):
                 order = np.concatenate([[leader], generator.permutation(np.delete(np.arange(n), leader))])
                 walk = walker.walk(order, self.params.tolerance)
                 if walk is None:
                     return walks, False
                 walks.append(walk)
-            if self._settled(walk_marginals(walks, walker.values, shares_rest=self.shares_rest)):
+            if self._settled(walks, walker):
                 return walks, True
         return walks, False
 
-    def _settled(self, marginals: Floats) -> bool:
+    def _std_error(self, walks: list[Walk], walker: Walker) -> Floats:
+        marginals = walk_marginals(walks, walker.values, shares_rest=self.shares_rest)
+        return known(walks, led_std_error(marginals, [int(walk.order[0]) for walk in walks]))
+
+    def _settled(self, walks: list[Walk], walker: Walker) -> bool:
         if self.params.target_std_error > 0:
-            return meets(self.params, led_std_error(marginals))
+            return meets(self.params, self._std_error(walks, walker))
+        marginals = walk_marginals(walks, walker.values, shares_rest=self.shares_rest)
         count = len(marginals)
         if count <= self.params.at_least or count <= self.params.last:
             return False
@@ -119,25 +128,34 @@ class GtgCorrected(Gtg):
     shares_rest = True
 
 
-def led_std_error(marginals: Floats) -> Floats:
-    """Standard error of the mean over orders of which order i is led by player i mod n, [n].
+def led_coefficients(walks: list[Walk], coalitions: int, *, shares_rest: bool) -> Floats:
+    """The mean over leaders of the mean over their orders, as `walk_coefficients`; of all orders in the first cycle."""
+    n = len(walks[0].order)
+    led = [[walk for walk in walks if walk.order[0] == leader] for leader in range(n)]
+    if not all(led):
+        return walk_coefficients(walks, coalitions, shares_rest=shares_rest)
+    each = [walk_coefficients(mine, coalitions, shares_rest=shares_rest) for mine in led]
+    coefficients: Floats = np.sum(each, axis=0) / n
+    return coefficients
+
+
+def led_std_error(marginals: Floats, leaders: Sequence[int]) -> Floats:
+    """Standard error of the mean over leaders of the means of their orders, [n].
 
     Who leads is fixed, so only the spread among the orders of one leader counts. It is pooled over leaders other than
-    the player itself, which always joins nobody where it leads; nan before the second cycle.
+    the player itself, which always joins nobody where it leads; nan until the second cycle is over.
     """
-    count, n = marginals.shape
-    cycles = -(-count // n)
+    n = marginals.shape[1]
     if n == 1:
         return np.zeros(1)
-    if count <= n:
+    orders_n = np.bincount(leaders, minlength=n)
+    if orders_n.min() < 2:
         return np.full(n, np.nan)
-    led = np.full((cycles * n, n), np.nan)
-    led[:count] = marginals
-    led = led.reshape(cycles, n, n)  # cycle, leader, player
-    squares = np.nansum((led - np.nanmean(led, axis=0)) ** 2, axis=0)
-    orders = (~np.isnan(led[:, :, 0])).sum(axis=0)
+    sums = np.zeros((n, n))  # leader, player
+    np.add.at(sums, leaders, marginals)
+    squares = np.zeros((n, n))
+    np.add.at(squares, leaders, (marginals - (sums / orders_n[:, None])[list(leaders)]) ** 2)
     others = ~np.eye(n, dtype=bool)
-    degrees = np.maximum(orders - 1, 0).sum() - np.maximum(orders - 1, 0)
-    spread = (squares * others).sum(axis=0) / np.maximum(degrees, 1)
-    error: Floats = np.sqrt(spread * (count - orders) / count**2)
-    return np.where(degrees > 0, error, np.nan)
+    spread_n = (squares * others).sum(axis=0) / (others @ (orders_n - 1))
+    error_n: Floats = np.sqrt(spread_n * (others @ (1 / orders_n))) / n
+    return error_n

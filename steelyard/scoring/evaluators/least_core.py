@@ -7,7 +7,8 @@ where there are too many. It rewards what no group could do better with on its o
 get alike, a null player may get something.
 
 Sampled, constraints are missing, so e is biased downwards and some coalition is treated worse than e says. The standard
-error is a delete-a-group jackknife over the sampled coalitions: rough, since the value is no smooth function of them.
+error is a delete-a-group jackknife over the sampled coalitions: rough, since the value is no smooth function of them,
+and nan below ENOUGH coalitions a player, or where no group changes the payments: nobody saw what binds them.
 The error over validation examples is not known (nan).
 
 Legend: n players, C coalitions.
@@ -24,7 +25,7 @@ from steelyard.scoring.evaluators.base import NO_SCORES, Scores
 from steelyard.scoring.evaluators.budget import CallsParams, Drawn
 from steelyard.scoring.evaluators.regression import sum_zero_basis
 
-GROUPS = 8
+GROUPS, ENOUGH = 8, 4
 SLACK = 1e-9  # of the utilities' range: what the norm's minimization may give way, as the optimum e is a float
 TOLERANCE = 1e-7  # by which least squares may miss a bound of utilities scaled to 1
 
@@ -126,8 +127,13 @@ def _nearest(sums_Cq: Floats, bound_C: Floats) -> Floats | None:
 
 def _jackknife(masks_Cn: Masks, worth_C: Floats, gain: float) -> Floats:
     """Spread of the payments when each of GROUPS groups of sampled coalitions is left out; the empty one stays."""
+    n = masks_Cn.shape[1]
+    if len(masks_Cn) + 1 < ENOUGH * n:
+        return np.full(n, np.nan)
     group = np.arange(len(masks_Cn)) % GROUPS
     kept = [(group != g) | ~masks_Cn.any(axis=1) for g in range(GROUPS)]
     payments = np.array([least_core(masks_Cn[keep], worth_C[keep], gain) for keep in kept])
+    if np.ptp(payments, axis=0).max() <= TOLERANCE * max(float(np.abs(worth_C).max()), abs(gain)):
+        return np.full(n, np.nan)
     error: Floats = np.sqrt((GROUPS - 1) / GROUPS * ((payments - payments.mean(axis=0)) ** 2).sum(axis=0))
     return error

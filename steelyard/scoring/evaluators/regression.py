@@ -17,6 +17,8 @@ Shapley value is the mean of those slopes over s = 1..n-1, since all sizes have 
 So whole strata and the others are fitted apart and their slopes averaged (our choice; it halves the error on a trained
 round's loss). With less than ENOUGH pairs a slope in the others, all are fitted together.
 
+The standard error is nan with fewer sampled pairs than slopes, n - 1: residuals of so few tell nothing of the rest.
+
 Bias: a regression is a ratio of sums, so it is biased by the order of 1/C; the full budget is exact. Pairs never
 cancel what is odd in three players or more, so the residual does not vanish before the budget is full.
 
@@ -110,7 +112,7 @@ class PairedRegression:
                 return members
 
     def estimate(self, values_C: Floats) -> Estimate:
-        """The constrained weighted least-squares fit and its standard error; nan while no stratum was sampled."""
+        """The constrained weighted least-squares fit and its standard error; nan while few pairs were sampled."""
         n = self._drawn.players
         fair = np.full(n, 1 / n)
         if not self._stratum:
@@ -119,7 +121,9 @@ class PairedRegression:
         y_P = (values_C[2::2] - values_C[3::2]) / 2 - x_Pn @ fair * (values_C[1] - values_C[0])
         weight_P, unseen_P = self._weights()
         partial_P = unseen_P > 0
-        slopes_nP, error_n = np.zeros((n, len(y_P))), np.zeros(n) if partial_P.any() else np.full(n, np.nan)
+        slopes_nP, error_n = np.zeros((n, len(y_P))), np.zeros(n)
+        if partial_P.sum() < n - 1:
+            error_n = np.full(n, np.nan)
         parts_nm: Floats | None = None
         for group_P, share in self._groups(partial_P):
             levels = self._levels(np.array(self._stratum)[group_P])

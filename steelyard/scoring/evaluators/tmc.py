@@ -1,8 +1,9 @@
 """Truncated Monte Carlo: random orders, each walked until V(N) is nearly reached. Torch-free.
 
 Ghorbani & Zou 2019 (arXiv 1904.02868). Players after the cut get nothing from that order, so values are biased towards
-0 for whoever comes late, by at most `tolerance` an order in sum, and add up to V(N) - V(empty) only within it. The
-standard error knows the sampling of orders, not that bias.
+0 and add up to V(N) - V(empty) only within `tolerance`. Of a single player the bias has no such bound: what one would
+have added after a cut another may have taken away again. The standard error knows the sampling of orders, not that
+bias; it is nan for a player that stood behind the cut in every order.
 """
 
 from __future__ import annotations
@@ -12,10 +13,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from steelyard.parsing import NonNegativeFloat, Positive
-from steelyard.scoring.coalitions import Game
+from steelyard.scoring.coalitions import Floats, Game
 from steelyard.scoring.evaluators.base import NO_SCORES, Scores, linear_scores
 from steelyard.scoring.evaluators.budget import BudgetParams, meets
-from steelyard.scoring.evaluators.truncated import Walk, Walker, walk_coefficients, walk_marginals
+from steelyard.scoring.evaluators.truncated import Walk, Walker, known, walk_coefficients, walk_marginals
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +51,7 @@ class Tmc:
             walks.append(walk)
             if self.params.target_std_error > 0 and len(walks) >= look:
                 look += len(walks) // 4
-                if reached := meets(self.params, _std_error(walk_marginals(walks, walker.values, shares_rest=False))):
+                if reached := meets(self.params, _std_error(walks, walker.values)):
                     break
         if not walks:
             return none_walked(game, walker)
@@ -60,16 +61,17 @@ class Tmc:
             walker.masks(),
             coefficients,
             np.array(walker.values),
-            _std_error(walk_marginals(walks, walker.values, shares_rest=False)),
+            _std_error(walks, walker.values),
             converged=reached,
         )
 
 
-def _std_error(
-    marginals: np.ndarray[tuple[int, int], np.dtype[np.float64]],
-) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+def _std_error(walks: list[Walk], values: list[float]) -> Floats:
+    marginals = walk_marginals(walks, values, shares_rest=False)
     count, n = marginals.shape
-    return marginals.std(axis=0, ddof=1) / np.sqrt(count) if count > 1 else np.full(n, 0.0 if n == 1 else np.nan)
+    if count < 2:
+        return np.full(n, 0.0 if n == 1 else np.nan)
+    return known(walks, marginals.std(axis=0, ddof=1) / np.sqrt(count))
 
 
 def none_walked(game: Game, walker: Walker) -> Scores:

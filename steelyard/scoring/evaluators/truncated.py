@@ -19,6 +19,8 @@ from numpy.typing import NDArray
 from steelyard.scoring.coalitions import Floats, Game, Masks
 from steelyard.scoring.evaluators.budget import BudgetParams, Drawn
 
+ROUNDING = 1e-9  # below any difference of two means over examples: what a threshold takes for equal
+
 Order = NDArray[np.int64]
 
 
@@ -67,7 +69,7 @@ class Walker:
         n = len(order)
         mask, rows, cut = np.zeros(n, dtype=bool), [0], n
         for step, player in enumerate(order.tolist()):
-            if cut == n and abs(self.values[1] - self.values[rows[-1]]) < tolerance:
+            if cut == n and abs(self.values[1] - self.values[rows[-1]]) < tolerance - ROUNDING:
                 cut = step
             mask[player] = True
             row = self._row(mask) if cut == n else rows[-1]
@@ -111,3 +113,11 @@ def walk_coefficients(walks: list[Walk], coalitions: int, *, shares_rest: bool) 
             counts[rest, 1] += 1 / len(rest)
             counts[rest, walk.rows[-1]] -= 1 / len(rest)
     return counts / len(walks)
+
+
+def known(walks: list[Walk], std_error_n: Floats) -> Floats:
+    """Standard errors, nan for players that stand behind the cut in every order: of them nothing was evaluated."""
+    met = np.zeros(len(std_error_n), dtype=bool)
+    for walk in walks:
+        met[walk.order[: walk.cut]] = True
+    return np.where(met, std_error_n, np.nan)
