@@ -7,6 +7,7 @@ start; its manifest says RUNNING, DONE or FAILED, so whatever was interrupted is
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import importlib.metadata
 import json
 import os
@@ -41,7 +42,9 @@ from steelyard.report.summary import summarize, write_summary
 
 Launcher = Literal["local", "inline", "torchrun", "compose"]
 UNFINISHED = f"{ROLES}.part"
-COMPILED = Path(__file__).resolve().parents[1] / "steelyard" / "scoring" / "paths"  # not imported: it takes torch
+ROOT = Path(__file__).resolve().parents[1]
+CODE = ("client", "deploy", "protos", "scripts", "server", "steelyard")
+COMPILED = ROOT / "steelyard" / "scoring" / "paths"  # not imported: it takes torch
 CHECK_TIMEOUT_S = 300.0  # importing torch takes seconds, minutes on a busy machine
 BOUNDARY = "separate processes of one user: an audit hook on opened files is the proof, the system does not enforce it"
 BOUNDARIES = {
@@ -123,7 +126,7 @@ def run_experiment(experiment: Experiment, options: Options, view: View) -> Path
         )
     run = options.out / f"{experiment.name}-{experiment.digest()}"
     if not options.force and status(run) == "DONE":
-        view.say(f"{run} is DONE already; --force runs it again")
+        view.say(f"{run} is DONE already{_by_other_source(run, experiment)}; --force runs it again")
         return run
     if not options.checked:
         check_roles(experiment)
@@ -134,8 +137,27 @@ def run_experiment(experiment: Experiment, options: Options, view: View) -> Path
         honest = options.out / f"honest-{twin.digest()}"
         if options.force or status(honest) != "DONE":
             _run_one(twin, honest, None, options, view)
+        elif words := _by_other_source(honest, twin):
+            view.say(f"the honest twin is {honest}, DONE already{words}; --force runs both again")
     _run_one(experiment, run, honest, options, view)
     return run
+
+
+def _by_other_source(run: Path, experiment: Experiment) -> str:
+    """Words for a finished run that other code made, or "": the experiment's digest knows no code.
+
+    Raises:
+        UserError: other data made it, which the digest does not know either.
+    """
+    manifest = read_manifest(run)
+    before = manifest["experiment"].get("data", {}).get("folder", "")
+    if before != experiment.data.folder:
+        raise UserError(
+            f"{run} was made with [data] folder = {before!r}, not {experiment.data.folder!r}; "
+            "name another place with --out, or run it anew with --force"
+        )
+    theirs, ours = manifest.get("revision", ""), _revision()
+    return f", but of other source code (revision {theirs or 'unknown'}, here {ours})" if theirs != ours else ""
 
 
 def status(run: Path) -> str:
@@ -219,7 +241,7 @@ def _run_one(experiment: Experiment, run: Path, honest: Path | None, options: Op
     with _locked(run):
         if options.force:
             _clear(run)
-        manifest = _begin(experiment, run, options.launcher)
+        manifest = _begin(experiment, run, options.launcher, view.say)
         if honest is not None:
             _link_twin(run, honest)
         view.begin(experiment, run, honest)
@@ -239,7 +261,10 @@ def _run_one(experiment: Experiment, run: Path, honest: Path | None, options: Op
             # Ctrl-C and errors alike leave a directory that says what happened and can be continued.
             reason = "interrupted" if isinstance(error, KeyboardInterrupt) else str(error) or type(error).__name__
             seconds = round(manifest.get("seconds", 0.0) + time.monotonic() - started, 3)
-            _write_manifest(run, {**manifest, "seconds": seconds, "status": "FAILED", "reason": reason})
+            try:
+                _write_manifest(run, {**manifest, "seconds": seconds, "status": "FAILED", "reason": reason})
+            except OSError as full:  # the reason matters more, and a run that is not DONE can go on
+                view.say(f"{run / 'manifest.json'} does not say that the run failed: {full}")
             raise
         _write_manifest(run, {**manifest, "status": "DONE"})
 
@@ -282,11 +307,16 @@ def _poll_until_end(process: subprocess.Popen[str], poll: Callable[[], None]) ->
             return complaint
 
 
-def _begin(experiment: Experiment, run: Path, launcher: Launcher) -> dict[str, Any]:
+def _begin(experiment: Experiment, run: Path, launcher: Launcher, say: Callable[[str], None]) -> dict[str, Any]:
     """Prepare the role folders, or find them as an interrupted run left them, and write the manifest."""
     path = run / "manifest.json"
-    if path.exists() and (run / ROLES).exists():
-        manifest = read_manifest(run)
+    manifest = read_manifest(run) if path.exists() and (run / ROLES).exists() else None
+    if manifest is not None and (changed := _changed(manifest["experiment"], experiment)):
+        if not any((run / "recordings").glob("round-*/closed.json")):  # nothing to lose, e.g. refused for that setting
+            manifest = None
+        else:
+            say(f"{run} goes on with {', '.join(changed)} as it began; --force begins anew")
+    if manifest is not None:
         if (boxed := launcher == "compose") != (manifest["launcher"] == "compose"):
             raise UserError(
                 f"{run} was begun {'outside' if boxed else 'in'} containers, whose roles dial otherwise; resume it "
@@ -352,18 +382,33 @@ def _version(package: str) -> str:
         return "not installed"
 
 
+def _changed(before: dict[str, Any], experiment: Experiment) -> list[str]:
+    """The settings, all of which decide no result, in which an experiment differs from a manifest's."""
+    now = json.loads(json.dumps(asdict(experiment)))
+    changed = []
+    for section in sorted(set(before) | set(now)):
+        one, other = before.get(section), now.get(section)
+        if isinstance(one, dict) and isinstance(other, dict):
+            changed += [f"{section}.{key}" for key in sorted(set(one) | set(other)) if one.get(key) != other.get(key)]
+        elif one != other:
+            changed.append(section)
+    return changed
+
+
 def _revision() -> str:
-    """The source's git revision, with `+` when files differ from it; empty outside a checkout."""
-    here = Path(__file__).resolve().parent
+    """The source's git revision; with `+` and a digest of the code where it differs; the digest alone elsewhere."""
+    code = hashlib.sha256()
+    for path in sorted(path for folder in CODE for suffix in ("*.py", "*.c") for path in (ROOT / folder).rglob(suffix)):
+        code.update(str(path.relative_to(ROOT)).encode() + b"\0" + hashlib.sha256(path.read_bytes()).digest())
     answers = []
-    for command in (["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no"]):
+    for command in (["rev-parse", "HEAD"], ["status", "--porcelain", "--", *CODE]):
         try:
             answers.append(
-                subprocess.run(["git", "-C", str(here), *command], capture_output=True, text=True, check=True)
+                subprocess.run(["git", "-C", str(ROOT), *command], capture_output=True, text=True, check=True).stdout
             )
         except (OSError, subprocess.CalledProcessError):
-            return ""
-    return answers[0].stdout.strip() + ("+" if answers[1].stdout.strip() else "")
+            return f"+{code.hexdigest()[:10]}"
+    return answers[0].strip() + (f"+{code.hexdigest()[:10]}" if answers[1].strip() else "")
 
 
 def _write_manifest(run: Path, manifest: dict[str, Any]) -> None:

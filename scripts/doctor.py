@@ -137,6 +137,8 @@ def _disk(experiment: Experiment, out: Path) -> str:
     twins = 1 + experiment.compares_honest
     need = model_bytes(experiment.model.name) * (len(experiment.clients.present) + 1) * experiment.rounds * twins
     place = next(path for path in (out.resolve(), *out.resolve().parents) if path.exists())
+    if not place.is_dir():
+        raise UserError(f"--out: a folder expected, {place} is a file")
     free = shutil.disk_usage(place).free
     if free < need:
         raise UserError(f"about {need / 2**20:.0f} MiB of recordings expected, {place} has {free / 2**20:.0f} MiB free")

@@ -67,7 +67,16 @@ def _experiment(arguments: argparse.Namespace) -> Experiment:
         raise UserError("--resume goes on with a run as its manifest says; leave out the experiment, --set and --force")
     if not status(arguments.resume):
         raise UserError(f"an interrupted run directory expected, {arguments.resume} has no manifest.json")
-    return parse(Experiment, read_manifest(arguments.resume)["experiment"], str(arguments.resume / "manifest.json"))
+    experiment = parse(
+        Experiment, read_manifest(arguments.resume)["experiment"], str(arguments.resume / "manifest.json")
+    )
+    name, ours = arguments.resume.resolve().name, f"{experiment.name}-{experiment.digest()}"
+    if name != ours:
+        raise UserError(
+            f"a run directory of its own expected, {arguments.resume} is not {ours}: a run's honest twin goes on with "
+            "that run, so resume the run"
+        )
+    return experiment
 
 
 def _order(arguments: argparse.Namespace, experiment: Experiment) -> tuple[int, ...]:

@@ -10,6 +10,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 
 from steelyard.errors import RunFailedError, SteelyardError, UserError
 
@@ -50,21 +51,22 @@ def run_main(main: Callable[[], int]) -> int:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # inherited as ignored, it would hide how children end
     try:
         return main()
-    except UserError as error:
-        _complain(error)
-        return MISTAKE
-    except SteelyardError as error:
-        _complain(error)
-        return 1
     except BrokenPipeError:  # the reader of our output closed it, e.g. `| head`
         with contextlib.suppress(OSError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except (SteelyardError, OSError) as error:
+        _complain(error)
+        return MISTAKE if isinstance(error, UserError) else 1
     except KeyboardInterrupt:
         return 130
-    except Exception as error:  # noqa: BLE001 - a bug of ours: its trace for the log, and still one line at the end
+    except Exception as error:  # noqa: BLE001 - a bug, ours or a plug-in's: its trace, and still one line at the end
         traceback.print_exc()
-        _complain(RunFailedError(f"internal error, please report it: {type(error).__name__}: {error}"))
+        frames = traceback.extract_tb(error.__traceback__)
+        theirs = ("site-packages", str(Path(os.__file__).parent))
+        at = next((f for f in reversed(frames) if not any(part in f.filename for part in theirs)), frames[-1])
+        where = f"{at.filename}, line {at.lineno}"
+        _complain(RunFailedError(f"internal error, please report it: {type(error).__name__}: {error} ({where})"))
         return 1
 
 
@@ -91,8 +93,11 @@ def keep_freed_memory() -> None:
         mallopt(M_ARENA_MAX, 1)
 
 
-def _complain(error: SteelyardError) -> None:
-    line = " ".join(str(error).splitlines())  # a peer's or a library's words may come in several
+def _complain(error: SteelyardError | OSError) -> None:
+    said = str(error)
+    if isinstance(error, OSError) and error.strerror:  # a full disk, a file where a folder should be
+        said = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    line = " ".join(said.splitlines())  # a peer's or a library's words may come in several
     sys.stderr.write(f"{PREFIX}{line}\n")
 
 

@@ -24,7 +24,7 @@ DATASETS: dict[str, Callable[[str], Dataset]] = {
 
 
 def load(config: DataConfig) -> Dataset:
-    """The data set that `[data] dataset` names, looked for in `[data] folder` first.
+    """The data set that `[data] dataset` names, looked for in `[data] folder` alone if that is set.
 
     Raises:
         UserError: there is no such data set, or its files are nowhere to be found or are damaged.

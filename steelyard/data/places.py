@@ -41,14 +41,21 @@ class Source:
 def find(source: Source, folder: str) -> Path:
     """The first place that has the files; else the cache, filled.
 
-    The places, in order: `folder` ("" for none); the folder that STEELYARD_DATA names, and in it the source's folders;
-    where packages put it; the cache, which is below STEELYARD_DATA or ~/.cache/steelyard.
+    The places, in order: the folder that STEELYARD_DATA names, and in it the source's folders; where packages put it;
+    the cache, which is below STEELYARD_DATA or ~/.cache/steelyard. A `folder` that is named is the only one: other
+    data than what was asked for would make a result of something else.
 
     Raises:
         UserError: no place has them and they cannot be fetched; every place is named.
     """
+    if folder:
+        named = Path(folder).expanduser()
+        if lacking := source.missing(named):
+            there = f"it has no {lacking}" if named.is_dir() else "there is no such folder"
+            raise UserError(f"[data] folder: {source.expected} of {source.name} expected in {named}, {there}")
+        return named
     tried: list[str] = []
-    for place in _places(source, folder):
+    for place in _places(source):
         lacking = source.missing(place)
         if not lacking:
             return place
@@ -66,8 +73,8 @@ def find(source: Source, folder: str) -> Path:
     return cache
 
 
-def _places(source: Source, folder: str) -> list[Path]:
-    places = [Path(folder).expanduser()] if folder else []
+def _places(source: Source) -> list[Path]:
+    places = []
     if root := os.environ.get(FOLDER_VARIABLE):
         places += [Path(root), *(Path(root, name) for name in source.folders)]
     return [*places, *source.installed, *([] if root else [_cache(source)])]

@@ -48,6 +48,24 @@ def test_a_wrong_setting(override: str, words: str, shell: Any) -> None:
     assert all((run / "manifest.json").exists() for run in runs), "a run that never began leaves no directory"
 
 
+def test_a_setting_that_was_refused_can_be_mended(shell: Any) -> None:
+    """It decides no result, so the directory is the same; what was prepared with it must not stay."""
+    assert "beyond loopback" in complaint(shell.finish(shell.start_run(*QUICK, "--set", "transport.address=0.0.0.0:0")))
+    refused = shell.the_run()
+    assert shell.run(*QUICK, "--launcher", "inline") == refused
+
+
+def test_a_folder_that_is_a_file(shell: Any) -> None:
+    taken = shell.folder / "taken"
+    taken.touch()
+    code, _, err = shell.finish(shell.start("run", shell.experiment, *QUICK, "--out", str(taken)))
+    assert (code, err.count("\n")) == (1, 1)
+    assert "Not a directory" in err
+    code, said, err = shell.steelyard("doctor", shell.experiment, "--out", str(taken))
+    assert code == 2
+    assert f"--out: a folder expected, {taken} is a file" in said + err
+
+
 def test_tf32_in_the_process_of_clients_that_train_on_a_gpu(shell: Any) -> None:
     gpu = ("scoring.path=folded_tf32", "scoring.device=cuda", 'placement.clients=["cuda:0"]')
     settings = [word for setting in gpu for word in ("--set", setting)]

@@ -64,6 +64,40 @@ def test_what_is_done_is_not_run_again_unless_forced(undisturbed: Any, shell: An
     assert received == [2, 0, 1] * 3
 
 
+def test_a_finished_run_of_other_code_or_data_is_told(undisturbed: Any, shell: Any) -> None:
+    """Neither is in the digest that names the directory."""
+    shutil.copytree(undisturbed.run.parent, shell.out, symlinks=True)
+    run = shell.the_run()
+    change(run, revision="5ee1")
+    code, said, _ = shell.finish(shell.start_run())
+    assert code == 0
+    assert "is DONE already, but of other source code (revision 5ee1, here " in said
+    code, _, err = shell.finish(shell.start_run("--set", f"data.folder={shell.folder}"))
+    assert (code, err.count("\n")) == (2, 1)
+    assert f"was made with [data] folder = '', not '{shell.folder}'" in err
+    twin = (run / "honest").resolve()
+    change(twin, revision="5ee1")
+    code, said, _ = shell.finish(shell.start_run("--set", "attack.name=random_noise", "--launcher", "inline"))
+    assert code == 0
+    assert f"the honest twin is {shell.out / twin.name}, DONE already, but of other source code" in said
+    code, _, err = shell.steelyard("run", "--resume", str(twin))
+    assert code == 2
+    assert "a run's honest twin goes on with that run, so resume the run" in err
+
+
+def test_what_goes_on_says_which_settings_stay(undisturbed: Any, shell: Any) -> None:
+    shutil.copytree(undisturbed.run.parent, shell.out, symlinks=True)
+    change(shell.the_run(), status="FAILED")
+    code, said, err = shell.finish(shell.start_run("--set", "scoring.workers=2"))
+    assert (code, err) == (0, "")
+    assert "goes on with scoring.workers as it began; --force begins anew" in said
+
+
+def change(run: Path, **fields: str) -> None:
+    path = run / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | fields), encoding="utf-8")
+
+
 @pytest.mark.parametrize(
     ("arguments", "env"),
     [

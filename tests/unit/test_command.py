@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -109,6 +110,8 @@ def test_a_users_mistake_is_one_line_and_exit_code_2(
         (BadBundleError("BAD_DIGEST", "x"), 1, "steelyard: BAD_DIGEST: x\n"),
         (SteelyardError("two\nlines"), 1, "steelyard: two lines\n"),
         (KeyboardInterrupt(), 130, ""),
+        (OSError(errno.ENOSPC, "No space left on device"), 1, "steelyard: No space left on device\n"),
+        (FileExistsError(errno.EEXIST, "File exists", "runs"), 1, "steelyard: runs: File exists\n"),
     ],
 )
 def test_exit_codes(error: BaseException, code: int, said: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -124,7 +127,8 @@ def test_a_mistake_of_ours_keeps_its_trace_and_ends_in_one_line(capsys: pytest.C
     assert run_main(raising(ZeroDivisionError("by zero"))) == 1
     lines = capsys.readouterr().err.splitlines()
     assert lines[0].startswith("Traceback")
-    assert lines[-1] == "steelyard: internal error, please report it: ZeroDivisionError: by zero"
+    here = f"{Path(__file__)}, line {raising.__code__.co_firstlineno + 2}"
+    assert lines[-1] == f"steelyard: internal error, please report it: ZeroDivisionError: by zero ({here})"
 
 
 def in_a_process(code: str, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -117,16 +117,19 @@ def test_cifar_places_are_tried_in_order(nowhere: Path, monkeypatch: pytest.Monk
     write_batches(nowhere / "home" / ".cache" / "steelyard" / "cifar10", fill=1)
     assert round(float(cifar10.load().images[0, 2, 0, 0]) * 255) == 3
     monkeypatch.setenv("STEELYARD_DATA", str(root))
-    for fill, place in enumerate([root / "cifar-10", root / "cifar10", root, mine], start=2):
+    for fill, place in enumerate([root / "cifar-10", root / "cifar10", root], start=2):
         write_archive(place, archive(batches(fill)))
-        assert round(float(cifar10.load(str(mine)).images[0, 2, 0, 0]) * 255) == fill + 2
+        assert round(float(cifar10.load().images[0, 2, 0, 0]) * 255) == fill + 2
+    write_archive(mine, archive(batches(7)))
+    assert round(float(cifar10.load(str(mine)).images[0, 2, 0, 0]) * 255) == 9
 
 
-def test_cifar_places_with_five_of_six_files_are_passed_over(nowhere: Path) -> None:
-    write_batches(nowhere / "mine", fill=1)
-    (nowhere / "mine" / cifar10.TEST).unlink()
-    write_batches(nowhere / "home" / ".cache" / "steelyard" / "cifar10", fill=5)
-    assert round(float(cifar10.load(str(nowhere / "mine")).images[0, 1, 0, 0]) * 255) == 6
+def test_cifar_places_with_five_of_six_files_are_passed_over(nowhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STEELYARD_DATA", str(nowhere / "root"))
+    write_batches(nowhere / "root", fill=1)
+    (nowhere / "root" / cifar10.TEST).unlink()
+    write_batches(nowhere / "root" / "cifar10", fill=5)
+    assert round(float(cifar10.load().images[0, 1, 0, 0]) * 255) == 6
 
 
 @pytest.mark.parametrize(
@@ -236,9 +239,11 @@ def test_svhn_places_are_tried_in_order(nowhere: Path, monkeypatch: pytest.Monke
     write_svhn(nowhere / "home" / ".cache" / "steelyard" / "svhn", fill=1)
     assert round(float(svhn.load().images[0, 0, 0, 0]) * 255) == 1
     monkeypatch.setenv("STEELYARD_DATA", str(root))
-    for fill, place in enumerate([root / "SVHN", root / "svhn", root, mine], start=2):
+    for fill, place in enumerate([root / "SVHN", root / "svhn", root], start=2):
         write_svhn(place, fill)
-        assert round(float(svhn.load(str(mine)).images[0, 0, 0, 0]) * 255) == fill
+        assert round(float(svhn.load().images[0, 0, 0, 0]) * 255) == fill
+    write_svhn(mine, 9)
+    assert round(float(svhn.load(str(mine)).images[0, 0, 0, 0]) * 255) == 9
 
 
 IMAGES, DIGITS = np.zeros((32, 32, 3, 2), np.uint8), np.array([[1], [2]], np.uint8)

@@ -74,10 +74,12 @@ def test_places_are_tried_in_order(nowhere: Path, monkeypatch: pytest.MonkeyPatc
     """Made available from the last place to the first: each new one wins over those after it."""
     mine, root = nowhere / "mine", nowhere / "root"
     monkeypatch.setenv("STEELYARD_DATA", str(root))
-    places = [nowhere / "debian", root / "fashion_mnist", root / "fashion-mnist", root, mine]
+    places = [nowhere / "debian", root / "fashion_mnist", root / "fashion-mnist", root]
     for fill, place in enumerate(places, start=1):
         write_tiny(place, fill)
-        assert pixel(fashion_mnist.load(str(mine))) == fill
+        assert pixel(fashion_mnist.load()) == fill
+    write_tiny(mine, fill=9)
+    assert pixel(fashion_mnist.load(str(mine))) == 9
 
 
 def test_the_cache_of_an_earlier_download_is_found(nowhere: Path) -> None:
@@ -85,11 +87,23 @@ def test_the_cache_of_an_earlier_download_is_found(nowhere: Path) -> None:
     assert pixel(fashion_mnist.load()) == 9
 
 
-def test_a_place_with_three_of_four_files_is_passed_over(nowhere: Path) -> None:
-    write_tiny(nowhere / "mine", fill=1)
-    (nowhere / "mine" / "t10k-labels-idx1-ubyte.gz").unlink()
+def test_a_place_with_three_of_four_files_is_passed_over(nowhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STEELYARD_DATA", str(nowhere / "root"))
+    write_tiny(nowhere / "root", fill=1)
+    (nowhere / "root" / "t10k-labels-idx1-ubyte.gz").unlink()
     write_tiny(nowhere / "debian", fill=2)
-    assert pixel(fashion_mnist.load(str(nowhere / "mine"))) == 2
+    assert pixel(fashion_mnist.load()) == 2
+
+
+def test_a_named_folder_is_the_only_place(nowhere: Path) -> None:
+    """Other data under the name of what was asked for would be a result of something else."""
+    write_tiny(nowhere / "debian")
+    with pytest.raises(UserError, match=r"\[data\] folder: .* expected in .*mine, there is no such folder"):
+        fashion_mnist.load(str(nowhere / "mine"))
+    write_tiny(nowhere / "mine")
+    (nowhere / "mine" / "t10k-labels-idx1-ubyte.gz").unlink()
+    with pytest.raises(UserError, match=r"expected in .*mine, it has no t10k-labels-idx1-ubyte"):
+        fashion_mnist.load(str(nowhere / "mine"))
 
 
 def test_a_damaged_file_is_an_error_even_if_another_place_has_a_good_one(nowhere: Path) -> None:
