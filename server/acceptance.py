@@ -13,6 +13,7 @@ from steelyard.bundle import TensorSpec
 from steelyard.errors import BadBundleError
 from steelyard.models.layout import variances
 
+FAULTS = ("NOT_FINITE", "NEGATIVE_VARIANCE")  # of an update as a whole, so the same one is no better the next time
 Vector = np.ndarray[Any, np.dtype[np.float32]]
 
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import asdict, dataclass
 
-from server.acceptance import fault_of
+from server.acceptance import FAULTS, fault_of
 from server.ledger import Ledger
 from server.round_events import (
     Abort,
@@ -28,6 +28,7 @@ from server.round_events import (
     OpenRound,
     Phase,
     Received,
+    Refused,
     Settled,
     Tick,
 )
@@ -356,7 +357,17 @@ class Coordinator:
                     del self._uploads[client]
                 self._changed.notify_all()
             upload.file.close()
+        if receipt.refusal in FAULTS:
+            self._wait_no_more(client, number)
         upload.outcome.set_result(receipt)
+
+    def _wait_no_more(self, client: int, number: int) -> None:
+        """Have the round close without a client whose update was refused, unless it sends another one already."""
+        with self._changed:
+            machine = self._machine
+            here = machine.phase is Phase.OPEN and machine.round == number and client in machine.participants
+            if here and client not in self._uploads:
+                self._apply(Refused(client))
 
     def _claim(self, upload: Upload, base: BundleFile) -> None:
         fault = fault_of(upload.client, self._specs, base.flat(), upload.file.flat())

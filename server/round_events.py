@@ -48,6 +48,13 @@ class Received:
 
 
 @dataclass(frozen=True)
+class Refused:
+    """A client's update of the open round arrived and holds what no update may: nobody waits for another one of it."""
+
+    client: int
+
+
+@dataclass(frozen=True)
 class Settled:
     """The closed round is aggregated and scored, and its state is durable."""
 
@@ -64,7 +71,7 @@ class Broke:
     reason: str
 
 
-Event = Joined | Left | Expired | Received | Settled | Tick | Broke
+Event = Joined | Left | Expired | Received | Refused | Settled | Tick | Broke
 
 
 @dataclass(frozen=True)

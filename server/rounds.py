@@ -32,6 +32,7 @@ from server.round_events import (
     OpenRound,
     Phase,
     Received,
+    Refused,
     Settled,
     Tick,
 )
@@ -41,7 +42,7 @@ from steelyard.participation import Stay, check_rounds, expected
 ALWAYS: dict[type[Event], str] = {Joined: "_joined", Left: "_left", Expired: "_expired", Tick: "_ticked"}
 TRANSITIONS: dict[Phase, dict[type[Event], str]] = {
     Phase.WAITING: {**ALWAYS, Broke: "_broke"},
-    Phase.OPEN: {**ALWAYS, Broke: "_broke", Received: "_update_received"},
+    Phase.OPEN: {**ALWAYS, Broke: "_broke", Received: "_update_received", Refused: "_update_refused"},
     Phase.CLOSED: {**ALWAYS, Broke: "_broke", Settled: "_settled"},
     Phase.FINISHED: {**ALWAYS},  # sessions come and go until the process ends; nothing follows from it
     Phase.FAILED: {**ALWAYS},
@@ -113,6 +114,8 @@ class RoundMachine:
         self._participants: frozenset[int] = frozenset()
         self._received = frozenset(received)
         self._departed: frozenset[int] = frozenset()  # not live, and said so
+        self._refused: frozenset[int] = frozenset()  # of the round, whose update holds what no update may
+        self._closed_because = ""
         self._broken = ""
         self._wait(now)
 
@@ -206,8 +209,13 @@ class RoundMachine:
             raise self._illegal(event, "its update was received before")
         self._received |= {event.client}
 
+    def _update_refused(self, event: Refused, _now: float) -> None:
+        if event.client not in self._participants:
+            raise self._illegal(event, "the client is no participant of this round")
+        self._refused |= {event.client}
+
     def _settled(self, _event: Settled, now: float) -> None:
-        self._participants = self._received = frozenset()
+        self._participants = self._received = self._refused = frozenset()
         self._wait(now)
 
     def _broke(self, event: Broke, _now: float) -> None:
@@ -270,13 +278,14 @@ class RoundMachine:
 
     def _decide_open(self, now: float) -> Action | None:
         missing = self._participants - self._received
-        late = missing - self._departed
+        late = missing - self._departed - self._refused
         if late and now < self._timer:
             return None
         reason = f"all {_count(len(self._participants), 'participant')} submitted"
         if missing:
-            gone = missing & self._departed
+            refused, gone = missing & self._refused, (missing & self._departed) - self._refused
             parts = [f"{_names(late)} missing"] * bool(late) + [f"{_names(gone)} left"] * bool(gone)
+            parts += [f"{_names(refused)} refused"] * bool(refused)
             start = f"deadline after {self._round_deadline_s:g} s" if late else "nobody left to wait for"
             reason = f"{start}: {', '.join(parts)}"
         return self._close(reason)
@@ -294,12 +303,14 @@ class RoundMachine:
         if void:
             reason += f"; void: {_count(len(self._received), 'update')}, the quorum is {self._quorum}"
         self._phase, self._timer, self._reason = Phase.CLOSED, math.inf, reason
+        self._closed_because = reason
         return CloseRound(self._round, self.received, self.missing, void, reason)
 
     def _end_run(self) -> Action:
         if self._void_rounds > self._max_void_rounds:
             voids = _count(self._void_rounds, "void round")
-            return self._abort(f"{voids} in a row up to round {self._round}, {self._max_void_rounds} tolerated")
+            last = f"; the last one: {self._closed_because}" if self._closed_because else ""  # unknown after a restart
+            return self._abort(f"{voids} in a row up to round {self._round}, {self._max_void_rounds} tolerated{last}")
         self._phase, self._timer = Phase.FINISHED, math.inf
         self._reason = f"all {_count(self._rounds, 'round')} settled"
         return Finish(self._reason)

@@ -69,10 +69,11 @@ def test_a_leaver_says_goodbye_and_one_that_returns_joins_anew(comings: Path) ->
 def test_an_update_that_is_refused_before_a_leave_is_not_sent_again(tmp_path: Path) -> None:
     attack = {"name": "random_noise", "target": "update", "scale": 1e39, "clients": [0], "compare_honest": False}
     clients = {"count": 4, "schedule": [{"client": 0, "leave": 2, "return": 3}]}
-    deadline = {"round_deadline_s": 3.0}  # what ends round 3, where client 0 stays and has nothing to give
-    run = finished(tmp_path, (0, 1, 2, 3), rounds=3, clients=clients, attack=attack, protocol=deadline)
+    run = finished(tmp_path, (0, 1, 2, 3), rounds=3, clients=clients, attack=attack)
     assert events(run, "refused", "refusal") == ["NOT_FINITE"] * 2, "once in round 1, once in round 3"
     assert events(run, "round_closed", "received") == [[1, 2, 3]] * 3
+    third = events(run, "round_closed", "reason")[2]
+    assert third == "nobody left to wait for: client 0 refused", "it stays, and has nothing better to give"
 
 
 def test_outside_its_rounds_a_client_has_value_0_and_the_absent_one_keeps_its_rows(comings: Path) -> None:

@@ -16,6 +16,7 @@ from server.round_events import (
     OpenRound,
     Phase,
     Received,
+    Refused,
     Settled,
     Tick,
 )
@@ -125,6 +126,22 @@ def test_leaving_after_the_update_keeps_the_update() -> None:
     assert play(rounds, (5, Received(1)))[0].received == (0, 1, 2)
 
 
+def test_a_participant_whose_update_was_refused_is_not_waited_for() -> None:
+    rounds = opened()
+    assert play(rounds, (2, Received(0)), (2, Refused(2))) == []
+    reason = "nobody left to wait for: client 2 refused"
+    assert play(rounds, (3, Received(1))) == [CloseRound(1, (0, 1), (2,), False, reason)]
+    assert play(rounds, (4, Settled()), (5, Refused(1)), (5, Left(0)))[-1].round == 2
+    reason = "nobody left to wait for: client 0 left, clients 1 and 2 refused; void: 0 updates, the quorum is 2"
+    assert play(rounds, (6, Refused(2))) == [CloseRound(2, (), (0, 1, 2), True, reason)]
+
+
+def test_a_better_update_after_a_refused_one_counts() -> None:
+    rounds = opened()
+    assert play(rounds, (2, Refused(2)), (2, Received(0)), (2, Received(2))) == []
+    assert play(rounds, (3, Received(1))) == [CloseRound(1, (0, 1, 2), (), False, "all 3 participants submitted")]
+
+
 def test_the_reason_tells_who_left_from_who_is_late() -> None:
     rounds = machine(clients=(0, 1, 2, 3))
     play(rounds, *joined(clients=(0, 1, 2, 3)), (2, Left(3)), (3, Received(0)))
@@ -172,7 +189,11 @@ def test_one_void_round_is_tolerated_and_the_second_in_a_row_fails_the_run() -> 
     assert play(rounds, (31, Tick())) == [CloseRound(1, (0,), (1, 2), True, void)]
     assert play(rounds, (31, Settled())) == [OpenRound(2, (0, 1, 2), 61.0, "all 3 clients live")]
     assert play(rounds, (61, Tick()))[0].void
-    assert play(rounds, (61, Settled())) == [Abort("2 void rounds in a row up to round 2, 1 tolerated")]
+    (abort,) = play(rounds, (61, Settled()))
+    assert abort.reason == (
+        "2 void rounds in a row up to round 2, 1 tolerated; the last one: deadline after 30 s: clients 0, 1 and 2 "
+        "missing; void: 0 updates, the quorum is 2"
+    )
     assert rounds.phase is Phase.FAILED
 
 

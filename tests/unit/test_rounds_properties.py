@@ -18,6 +18,7 @@ from server.round_events import (
     OpenRound,
     Phase,
     Received,
+    Refused,
     Settled,
     Tick,
 )
@@ -110,6 +111,10 @@ class AnyOrder(RuleBasedStateMachine):
     @rule(client=client_indices)
     def receive(self, client: int) -> None:
         self.apply(Received(client))
+
+    @rule(client=client_indices)
+    def refuse(self, client: int) -> None:
+        self.apply(Refused(client))
 
     @rule()
     def settle(self) -> None:
