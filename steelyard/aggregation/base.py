@@ -102,6 +102,27 @@ class Verdict:
     due_n: Floats
     step_P: Vector | None = None
 
+    def check(self, group: Group, rule: str) -> None:
+        """Raise UserError unless there is a finite number of each kind per row, and a value of a step per parameter.
+
+        The records pair a verdict's numbers with clients by their places, so a number too few would be told as another
+        client's. That a step is finite isn't asked: huge updates overflow float32 in an honest rule, too, and no client
+        may end the run.
+        """
+        due = f"[defence] {rule}, round {group.setting.number}"
+        for name in ("weights_n", "suspicion_n", "due_n"):
+            values = getattr(self, name)
+            if not isinstance(values, np.ndarray) or values.shape != (len(group),):
+                raise UserError(
+                    f"{due}: {name} as an array of {len(group)} numbers expected, one per update, got {_kind(values)}"
+                )
+            if not np.all(finite_n := np.isfinite(values)):
+                at = int(np.argmin(finite_n))
+                raise UserError(f"{due}: finite {name} expected, got {values[at]} at place {at} of {len(group)} from 0")
+        if self.step_P is not None and np.shape(self.step_P) != group.setting.global_P.shape:
+            size = len(group.setting.global_P)
+            raise UserError(f"{due}: step_P as an array of {size} numbers expected, got {_kind(self.step_P)}")
+
 
 class Rule(Protocol):
     """Joins the updates of a group.
@@ -159,6 +180,11 @@ def check_limit(rows: int, f: int, least: int, limit: str, rule: str) -> None:
         raise UserError(
             f"[defence] {rule}: {limit} expected, that is at least {least} updates for f = {f}, got {rows}; lower f"
         )
+
+
+def _kind(values: object) -> str:
+    """What came in an array's place, in words."""
+    return f"shape {values.shape}" if isinstance(values, np.ndarray) else f"{type(values).__name__} {values!r:.60}"
 
 
 def relative(values_n: Floats) -> Floats:

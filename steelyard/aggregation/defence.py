@@ -27,13 +27,18 @@ class Defence:
     table: Mapping[str, Any]
 
     def decide(self, state: State, group: Group) -> Verdict:
-        """Judge and join a group; weights, suspicions and dues come back to the clients that are behind the rows."""
+        """Judge and join a group; weights, suspicions and dues come back to the clients that are behind the rows.
+
+        Raises:
+            UserError: the rule's verdict does not have the shape of one.
+        """
         matrices, stands = [], np.arange(len(group))
         for step in self.steps:
             group, matrix, places = mix(step, group)
             matrices.append(matrix)
             stands = places[stands]
         verdict = self.rule.decide(state, group)
+        verdict.check(group, self.config.name)
         weights_n, due_n = verdict.weights_n, verdict.due_n
         for matrix in reversed(matrices):
             weights_n, due_n = weights_n @ matrix, due_n @ matrix

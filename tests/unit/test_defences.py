@@ -293,6 +293,48 @@ def test_what_a_rule_says_is_finite_in_groups_of_any_size_and_of_equal_updates(n
             assert all(np.isfinite(array).all() or name == "norm_clipping" for array in round_.after(verdict).values())
 
 
+@pytest.mark.parametrize("name", TABLES)
+def test_no_client_can_make_a_rule_say_what_ends_the_run(name: str) -> None:
+    most = float(np.finfo(np.float32).max)
+    for signs in ([1.0] * 9, [1.0] * 5 + [-1.0] * 4, [1.0, -1.0] + [0.0] * 7):
+        updates = torch.where(torch.tensor(signs)[:, None] == 0, random_updates(9), most * torch.tensor(signs)[:, None])
+        round_ = joined(TABLES[name], updates)
+        for places in (range(9), range(3)):
+            with np.errstate(over="ignore"):  # flame's noise overflows the step, which no check asks to be finite
+                assert len(round_.model(places)) == 40
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"weights_n": np.full(2, 0.5)},
+            r"weights_n as an array of 3 numbers expected, one per update, got shape \(2,\)",
+        ),
+        ({"weights_n": [0.5, 0.5, 0.0]}, r"weights_n as an array of 3 numbers expected.* got list \[0.5, 0.5, 0.0\]"),
+        ({"weights_n": np.array([0.5, np.nan, 0.5])}, "finite weights_n expected, got nan at place 1 of 3"),
+        ({"suspicion_n": np.zeros(4)}, r"suspicion_n as an array of 3 numbers expected.* got shape \(4,\)"),
+        ({"suspicion_n": np.array([0.0, 1.0, np.inf])}, "finite suspicion_n expected, got inf at place 2 of 3"),
+        ({"due_n": np.ones((3, 1))}, r"due_n as an array of 3 numbers expected.* got shape \(3, 1\)"),
+        ({"step_P": np.zeros(1, np.float32)}, r"step_P as an array of 2 numbers expected, got shape \(1,\)"),
+    ],
+)
+def test_a_verdict_that_cannot_be_told_apart_by_client_is_refused(
+    changes: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Own(Stateless):
+        def __init__(self, params: Any) -> None:
+            pass
+
+        def decide(self, state: Any, group: Any) -> Verdict:  # noqa: ARG002 - the same for every group of three
+            fair: dict[str, Any] = {name: np.ones(3) / 3 for name in ("weights_n", "suspicion_n", "due_n")}
+            return Verdict(**{**fair, **changes})
+
+    monkeypatch.setitem(RULES, "own", (RULES["mean"][0], Own))
+    with pytest.raises(UserError, match=rf"^\[defence\] own, round 4: {message}"):
+        joined({"name": "own"}, [[1.0, 2.0]] * 3, number=4).verdict()
+
+
 @pytest.mark.parametrize("name", [name for name in TABLES if name not in ("mean", "foolsgold")])
 def test_a_far_update_is_the_most_suspicious(name: str) -> None:
     updates = 1 + 0.1 * random_updates(9)
