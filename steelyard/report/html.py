@@ -21,6 +21,7 @@ body { font: 15px/1.5 system-ui, -apple-system, 'Segoe UI', Helvetica, Arial, sa
 h1 { font-size: 1.6rem; margin: 0 0 .2rem; } h2 { font-size: 1.15rem; margin: 2.2rem 0 .6rem; }
 .meta, figcaption, caption { color: #5b6875; font-size: .87rem; }
 .headline { border-left: 4px solid #c43d2b; padding: .6rem 1rem; background: #faf4f3; font-size: 1.05rem; }
+.caveat { border-left: 4px solid #d99a1c; padding: .6rem 1rem; background: #fdf8ec; }
 figure { margin: 1.4rem 0; break-inside: avoid; } svg { max-width: 100%; height: auto; }
 table { border-collapse: collapse; width: 100%; margin: .8rem 0 1.4rem; font-variant-numeric: tabular-nums;
         break-inside: avoid; }
@@ -63,6 +64,7 @@ def page(run: Path, summary: Summary) -> str:
         f"<h1>{escape(summary['name'])}</h1>",
         f'<p class="meta">{escape(_subtitle(summary))}</p>',
         *[f'<p class="headline">{escape(sentence)}</p>' for sentence in headline(summary, primary)],
+        *[f'<p class="caveat">Warning: {escape(sentence)}</p>' for sentence in summary.get("caveats", ())],
         _figure(values_figure(summary, primary), _errors_caption(summary)),
         _figure(cumulative_figure(summary, primary), "Values of all rounds so far, added up."),
         _figure(accuracy_figure(summary), f"The global model on {summary['data']['test']} test examples."),

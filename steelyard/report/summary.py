@@ -18,6 +18,7 @@ import numpy as np
 from steelyard.bundle import write_text
 from steelyard.errors import UserError
 from steelyard.report import measures
+from steelyard.report.caveats import caveats
 from steelyard.report.measures import Floats
 from steelyard.report.records import Records, RoundMetrics, read_records
 from steelyard.report.seen import seen
@@ -60,6 +61,7 @@ def summarize(run: Path, honest: Path | None, attackers: Sequence[int], *, bound
         "attack": experiment["attack"],
         "attackers": list(attackers),
         "boundary": boundary,
+        "caveats": caveats({"the attacked run": attacked, "the honest run": plain}, attackers),
         "data": {
             "dataset": experiment["data"]["dataset"],
             "partition": experiment["data"]["partition"],

@@ -35,6 +35,8 @@ def print_summary(summary: dict[str, Any], console: Console, evaluator: str = ""
             console.print(escape(sentence), style="bold" if name == primary else "", highlight=False)
         if not summary["attackers"]:
             break
+    for caveat in summary.get("caveats", ()):
+        console.print(escape(f"Warning: {caveat}"), style="bold yellow", highlight=False)
     for line in _notes(summary):
         console.print(escape(line), style="dim", highlight=False)
 

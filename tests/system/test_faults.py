@@ -98,6 +98,10 @@ def test_who_crashes_or_sleeps_is_missing_and_the_run_goes_on(shell: Any) -> Non
     assert absent["2", "1"] == absent["3", "0"] == 0.0
     assert not list((run / "recordings").glob("round-*/*.part"))
     assert len(look.models) == 3, "no recorded round is lost"
+    assert json.loads((run / "summary.json").read_text(encoding="utf-8"))["caveats"] == [
+        "Updates were missing in rounds of the attacked run that counted: client 0 (attacker, whose fault plan may "
+        "be why) in 1 of 3; client 1 (whose fault plan may be why) in 1 of 3."
+    ]
 
 
 @pytest.mark.slow

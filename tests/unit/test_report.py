@@ -241,6 +241,78 @@ def test_the_table_shows_a_row_per_client_and_marks_the_attacker(summary: dict[s
         printed(summary, "leav")
 
 
+def damage(run: Path, rounds: dict[int, str], experiment: dict[str, Any]) -> None:
+    """Give rounds other weights (none: a void round), and the experiment other keys."""
+    lines = (run / "metrics.csv").read_text().splitlines()
+    for number, weights in rounds.items():
+        lines[number] = lines[number].replace("0:0.2 1:0.3 2:0.5", weights)
+    (run / "metrics.csv").write_text("\n".join(lines) + "\n")
+    manifest = json.loads((run / "manifest.json").read_text())
+    manifest["experiment"] |= experiment
+    (run / "manifest.json").write_text(json.dumps(manifest))
+
+
+@pytest.mark.parametrize(
+    ("attacked_rounds", "honest_rounds", "experiment", "caveats"),
+    [
+        ({}, {}, {}, []),
+        ({1: "0:0.0 1:0.3 2:0.7"}, {}, {}, []),  # a weight of 0 is the rule's verdict on an update that came
+        (
+            {1: "", 2: ""},
+            {2: ""},
+            {},
+            [
+                "2 of the 2 rounds of the attacked run were void: no update counted in them, and no model changed.",
+                "1 of the 2 rounds of the honest run was void: no update counted in it, and no model changed.",
+            ],
+        ),
+        (
+            {1: "1:0.3 2:0.5", 2: "1:0.3"},
+            {2: "0:0.2"},
+            {},
+            [
+                "Updates were missing in rounds of the attacked run that counted: client 0 (attacker) in 2 of 2; "
+                "client 2 in 1 of 2.",
+                "Updates were missing in rounds of the honest run that counted: clients 1, 2 in 1 of 2.",
+            ],
+        ),
+        ({1: "0:0.2 2:0.5"}, {2: "0:0.2 2:0.5"}, {"clients": {"schedule": [{"client": 1, "join": 3}]}}, []),
+        ({1: "0:0.2 2:0.5", 2: "0:0.2 2:0.5"}, {}, {"clients": {"absent": [1]}}, []),
+        (
+            {2: "1:0.3 2:0.5"},
+            {},
+            {"network": {"faults": [{"client": 0, "round": 2, "kind": "crash"}]}},
+            [
+                "Updates were missing in rounds of the attacked run that counted: client 0 (attacker, whose fault plan "
+                "may be why) in 1 of 2."
+            ],
+        ),
+    ],
+)
+def test_what_weakens_the_conclusion_stands_beside_it(
+    attacked: Path,
+    honest: Path,
+    attacked_rounds: dict[int, str],
+    honest_rounds: dict[int, str],
+    experiment: dict[str, Any],
+    caveats: list[str],
+) -> None:
+    damage(attacked, attacked_rounds, experiment)
+    damage(honest, honest_rounds, experiment)
+    summary = summarize(attacked, honest, (0,))
+    assert summary["caveats"] == caveats
+    shown, html = " ".join(printed(summary).split()), page(attacked, summary)
+    for caveat in caveats:
+        assert f"Warning: {caveat}" in shown
+        assert f'<p class="caveat">Warning: {caveat}</p>' in html
+    assert shown.count("Warning") == html.count("Warning") == len(caveats)
+
+
+def test_a_summary_of_an_earlier_version_has_no_caveats(attacked: Path, summary: dict[str, Any]) -> None:
+    del summary["caveats"]
+    assert "Warning" not in printed(summary) + page(attacked, summary)
+
+
 class Tags(HTMLParser):
     """Collects what a page would load or run."""
 
