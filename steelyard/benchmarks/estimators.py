@@ -9,7 +9,7 @@ Legend: n players.
 
 from __future__ import annotations
 
-import csv
+import math
 from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
@@ -19,6 +19,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import numpy as np
 
+from steelyard.csv_rows import read_rows
 from steelyard.errors import UserError
 from steelyard.scoring.coalitions import Floats, all_masks
 from steelyard.scoring.evaluators import EVALUATORS, make_evaluators
@@ -49,15 +50,26 @@ def read_games(folder: Path) -> dict[str, Floats]:
     """Complete games, [2^n] utilities each, from CSV files of `coalition` (a bit mask, in order) and `value`.
 
     Raises:
-        UserError: there are none.
+        UserError: there are none, or one is not complete.
     """
-    games = {}
-    for path in sorted(folder.glob("*.csv")):
-        with path.open(newline="", encoding="utf-8") as file:
-            games[path.stem] = np.array([float(row["value"]) for row in csv.DictReader(file)])
+    games = {path.stem: _read_game(path) for path in sorted(folder.glob("*.csv"))}
     if not games:
         raise UserError(f"games as CSV files expected in {folder}, there are none; name their folder with --games")
     return games
+
+
+def _read_game(path: Path) -> Floats:
+    rows = read_rows(path, ("coalition", "value"))
+    for mask, row in enumerate(rows):
+        if row.whole("coalition") != mask:
+            raise row.wrong(f"coalition {mask}", row["coalition"])
+        if not math.isfinite(row.number("value")):
+            raise row.wrong("a finite value", row["value"])
+    if len(rows) < 2 or len(rows).bit_count() != 1:
+        raise UserError(
+            f"{path}: 2^n rows expected, one per coalition of n players, got {len(rows)}; was the file cut?"
+        )
+    return np.array([row.number("value") for row in rows])
 
 
 def errors(games: dict[str, Floats], budgets: tuple[int, ...], repetitions: int) -> Iterator[Estimate]:

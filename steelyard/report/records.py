@@ -5,7 +5,6 @@ Rounds count from 1, so row 0 of an array is round 1.
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from steelyard.bundle import read_arrays
+from steelyard.csv_rows import Row, read_rows
 from steelyard.errors import UserError
 from steelyard.recording import EXAMPLES, Recordings
 from steelyard.report.measures import Floats
@@ -24,6 +24,19 @@ from steelyard.scoring.totals import by_evaluator
 T = TypeVar("T")
 
 REPLAYED = "scores-replayed.csv"
+
+SCORES = (
+    "round",
+    "client",
+    "evaluator",
+    "value",
+    "std_error",
+    "validation_std_error",
+    "calls",
+    "evaluated",
+    "seconds",
+)
+METRICS = ("round", "accuracy", "loss", "participants", "missing", "weights", "suspicion", "seconds")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,10 +101,17 @@ def read_records(run: Path) -> Records:
     """
     metrics = read_metrics(run)
     kept = Recordings(run).place(len(metrics)) / EXAMPLES
+    scores = _read(run / "scores.csv", _scores)
+    for name, own in scores.items():
+        if len(own.value) != len(metrics):
+            raise UserError(
+                f"{run}: as many rounds in scores.csv as in metrics.csv expected, got {len(own.value)} of {name} and "
+                f"{len(metrics)}"
+            )
     return Records(
         folder=run,
         manifest=_read(run / "manifest.json", lambda path: dict(json.loads(path.read_text(encoding="utf-8")))),
-        scores=_read(run / "scores.csv", _scores),
+        scores=scores,
         metrics=metrics,
         events=_read(run / "events.jsonl", _events),
         examples=by_evaluator(read_arrays(kept)) if kept.exists() else {},
@@ -113,7 +133,7 @@ def read_metrics(run: Path) -> tuple[RoundMetrics, ...]:
     Raises:
         UserError: it is missing or malformed.
     """
-    return _read(run / "metrics.csv", lambda path: tuple(_metrics(row) for row in _rows(path)))
+    return _read(run / "metrics.csv", _all_metrics)
 
 
 def _read(path: Path, reader: Callable[[Path], T]) -> T:
@@ -121,25 +141,20 @@ def _read(path: Path, reader: Callable[[Path], T]) -> T:
         return reader(path)
     except FileNotFoundError:
         raise UserError(f"a run directory with {path.name} expected, there is no {path}") from None
-    except KeyError as error:
-        raise UserError(f"{path}: column {error} expected, it is missing") from None
     except (ValueError, TypeError) as error:
         raise UserError(f"{path}: not readable as a run's {path.name}: {error}") from None
 
 
-def _rows(path: Path) -> list[dict[str, str]]:
-    with path.open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
-
-
 def _scores(path: Path) -> dict[str, Scores]:
-    rows = _rows(path)
+    rows = read_rows(path, SCORES)
+    if not rows:
+        raise ValueError("a row per round, client and evaluator expected, got none")
     names = list(dict.fromkeys(row["evaluator"] for row in rows))
     return {name: _scores_of([row for row in rows if row["evaluator"] == name], name) for name in names}
 
 
-def _scores_of(rows: list[dict[str, str]], name: str) -> Scores:
-    cells = {(int(row["round"]), int(row["client"])): row for row in rows}
+def _scores_of(rows: list[Row], name: str) -> Scores:
+    cells = {(row.whole("round"), row.whole("client")): row for row in rows}
     rounds = range(1, max(t for t, _ in cells) + 1)
     clients = range(max(k for _, k in cells) + 1)
     if len(cells) != len(rows) or len(rows) != len(rounds) * len(clients):
@@ -148,7 +163,7 @@ def _scores_of(rows: list[dict[str, str]], name: str) -> Scores:
         )
 
     def column(key: str) -> Floats:
-        return np.array([[float(cells[t, k][key]) for k in clients] for t in rounds], dtype=np.float64)
+        return np.array([[cells[t, k].number(key) for k in clients] for t in rounds], dtype=np.float64)
 
     def younger(key: str, otherwise: Floats) -> Floats:
         return column(key) if all(row.get(key) for row in rows) else otherwise  # a continued run may have both
@@ -166,26 +181,52 @@ def _scores_of(rows: list[dict[str, str]], name: str) -> Scores:
     )
 
 
-def _metrics(row: dict[str, str]) -> RoundMetrics:
-    weights = [group.split(":") for group in row["weights"].split()]
-    suspicion = [group.split(":") for group in row["suspicion"].split()]
+def _all_metrics(path: Path) -> tuple[RoundMetrics, ...]:
+    rows = read_rows(path, METRICS)
+    for number, row in enumerate(rows, 1):
+        if row.whole("round") != number:
+            raise row.wrong(f"round {number}", row["round"])
+    return tuple(_metrics(row) for row in rows)
+
+
+def _metrics(row: Row) -> RoundMetrics:
+    weights = _by_client(row, "weights", (1, 2))
+    suspicion = _by_client(row, "suspicion", (2, 3))
     return RoundMetrics(
-        round=int(row["round"]),
-        accuracy=float(row["accuracy"]),
-        loss=float(row["loss"]),
-        participants=_indices(row["participants"]),
-        missing=_indices(row["missing"]),
-        weights={int(client): float(weight) for client, weight, *_ in weights},
-        due={int(client): float(due[0]) for client, _, *due in weights if due},
-        norms={int(client): float(norm) for client, norm, _, *_ in suspicion},
-        cosines={int(client): float(cosine) for client, _, cosine, *_ in suspicion},
-        suspicion={int(client): float(own[0]) for client, _, _, *own in suspicion if own},
-        seconds=float(row["seconds"]),
+        round=row.whole("round"),
+        accuracy=row.number("accuracy"),
+        loss=row.number("loss"),
+        participants=_indices(row, "participants"),
+        missing=_indices(row, "missing"),
+        weights={client: weight for client, (weight, *_) in weights.items()},
+        due={client: due[0] for client, (_, *due) in weights.items() if due},
+        norms={client: norm for client, (norm, _, *_) in suspicion.items()},
+        cosines={client: cosine for client, (_, cosine, *_) in suspicion.items()},
+        suspicion={client: own[0] for client, (_, _, *own) in suspicion.items() if own},
+        seconds=row.number("seconds"),
     )
 
 
-def _indices(text: str) -> tuple[int, ...]:
-    return tuple(int(word) for word in text.split())
+def _by_client(row: Row, column: str, sizes: tuple[int, ...]) -> dict[int, list[float]]:
+    """The numbers of each client from `client:number:...` groups, as many of them as one of `sizes` says."""
+    found = {}
+    for group in row[column].split():
+        client, *numbers = group.split(":")
+        try:
+            found[int(client)] = [float(number) for number in numbers]
+        except ValueError:
+            numbers = []
+        if len(numbers) not in sizes:
+            shape = " or ".join(":".join(["client", *["number"] * size]) for size in sizes)
+            raise row.wrong(f"{shape} in {column}", repr(group))
+    return found
+
+
+def _indices(row: Row, column: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(word) for word in row[column].split())
+    except ValueError:
+        raise row.wrong(f"clients' numbers in {column}", repr(row[column])) from None
 
 
 def _events(path: Path) -> tuple[dict[str, Any], ...]:

@@ -35,9 +35,11 @@ def write_run(
 ) -> Path:
     run.mkdir()
     named = {"name": "label_flip", "clients": [0]} if attack else None
-    manifest = {"experiment": {"name": "tiny", "seed": seed, "attack": named, "clients": {"absent": list(absent)}}}
+    experiment = {"name": "tiny", "seed": seed, "attack": named, "clients": {"absent": list(absent)}}
+    manifest = {"status": "DONE", "experiment": experiment}
     (run / "manifest.json").write_text(json.dumps(manifest))
-    (run / "metrics.csv").write_text("round\n")
+    header = "round,accuracy,loss,participants,missing,weights,suspicion,seconds\n"
+    (run / "metrics.csv").write_text(header + "".join(f"{t},0.5,0.5,,,,,1.0\n" for t in range(1, len(live) + 1)))
     (run / "events.jsonl").write_text("")
     (run / "scores.csv").write_text(HEADER + rows("live", live, "0.3"))
     (run / REPLAYED).write_text(HEADER + rows("added", added, "nan"))
@@ -139,3 +141,16 @@ def test_clients_that_are_left_out_have_no_rank_and_no_part_in_a_mean(tmp_path: 
     assert live.places.mean == 0.0
     assert live.scaled is not None
     assert live.scaled.mean == pytest.approx(0.2 / float(np.std([-0.1, 0.3, 0.2], ddof=1)))
+
+
+@pytest.mark.parametrize("place", [".", "honest"])
+def test_a_run_that_goes_on_is_not_compared(place: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = pair(tmp_path, 0, 3.0)
+    manifest = run / place / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"DONE"', '"FAILED"'))
+    (run / place / "metrics.csv").unlink()
+    assert main(["compare", str(run)]) == 2
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert f"{run / place}: a finished run expected, its status is FAILED; go on with it: " in told.err
+    assert told.err.endswith(f"steelyard run --resume {(run / place).resolve()}\n")
