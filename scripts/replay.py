@@ -18,15 +18,17 @@ import json
 import subprocess
 import sys
 import tomllib
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Collection, Container, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deploy.environment import process_environment
-from deploy.launch import status
+from deploy.launch import read_manifest, status
 from deploy.prepare import server_folder
 from steelyard.bundle import read_arrays, write_text
 from steelyard.config import ServerHalf, load_half
+from steelyard.csv_rows import Row as LiveRow
+from steelyard.csv_rows import read_rows
 from steelyard.errors import UserError
 from steelyard.process import run_main, settle_down
 from steelyard.recording import ROLES, ClosedRound, Recordings
@@ -38,7 +40,8 @@ if TYPE_CHECKING:
 
 Row = dict[str, Any]
 Key = tuple[str, str, str]
-LiveRow = Mapping[str, str]
+
+SHOWN = 5  # complaints of one kind; the rest are counted
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -120,7 +123,8 @@ def replay(run: Path, tables: Sequence[Mapping[str, Any]] = ()) -> bool:
         tables: evaluators to score the recorded rounds with besides.
 
     Returns:
-        Whether every live value and every aggregated model is equal, bit for bit.
+        Whether nothing is missing among the run's files, and every live value and every aggregated model is equal, bit
+        for bit. Of a run that goes on, the round that closed last need not be scored yet.
     """
     from steelyard.scoring.replay import RoundScorer
 
@@ -129,8 +133,45 @@ def replay(run: Path, tables: Sequence[Mapping[str, Any]] = ()) -> bool:
     recordings = Recordings(run)
     live = _live_rows(run)
     _refuse_live_names(tables, live)
+    finished, lacking = status(run) == "DONE", lacks(run, {int(number) for number, _, _ in live})
+    if not finished:
+        settled = len({number for number, _, _ in live})
+        print(
+            f"{run}: this run is not finished: {settled} of {half.rounds} rounds are scored; --resume goes on with it"
+        )
     with contextlib.closing(RoundScorer(half, data, recordings, [*half.evaluators, *tables])) as scorer:
-        return _compare(run, scorer, recordings, live, {str(table["name"]) for table in tables})
+        rounds = recordings.closed_rounds() if recordings.closed(1) else []
+        if not finished and rounds and str(rounds[-1].round) not in {number for number, _, _ in live}:
+            rounds.pop()
+        equal = _compare(run, scorer, rounds, live, {str(table["name"]) for table in tables})
+    for line in lacking:
+        print(line)
+    return equal and not lacking
+
+
+def lacks(run: Path, scored: Container[int]) -> list[str]:
+    """What is missing of a run's rounds and of its twin, a line each; `scored` are the rounds in scores.csv."""
+    manifest, recordings = read_manifest(run), Recordings(run)
+    experiment, finished = manifest["experiment"], manifest["status"] == "DONE"
+    path = run / "metrics.csv"
+    measured = {row.whole("round") for row in read_rows(path, ("round",))} if path.exists() else set()
+    last, lines = recordings.last_closed(), []
+    if lost := recordings.lost_rounds():
+        lines.append(f"{_no_closing(recordings, lost[0])}, so rounds {lost[0]} to {last} were not replayed")
+    if finished and last < experiment["rounds"]:
+        lines.append(
+            f"{recordings.folder}: {experiment['rounds']} closed rounds of a finished run expected, got {last}"
+        )
+    for name, there in (("scores.csv", scored), ("metrics.csv", measured)):
+        due = range(1, last + 1 if finished else last)  # of a run that goes on, the last one may not be settled yet
+        if missing := [str(t) for t in due if t not in there]:
+            lines.append(f"{run / name}: rows of every closed round expected, none of round {', '.join(missing)}")
+    attack = experiment["attack"]
+    if attack and attack.get("compare_honest", True) and not (run / "honest").exists():
+        lines.append(
+            f"{run / 'honest'}: a link to the honest twin expected, as the manifest has one; it was not replayed"
+        )
+    return lines
 
 
 def judge(run: Path, table: Mapping[str, Any], *, scores: bool) -> None:
@@ -144,6 +185,8 @@ def judge(run: Path, table: Mapping[str, Any], *, scores: bool) -> None:
     half: ServerHalf = load_half(ServerHalf, server_folder(run / ROLES) / "half.json")
     data, recordings = read_arrays(server_folder(run / ROLES) / "data.safetensors"), Recordings(run)
     label = value_text(dict(table))
+    if lost := recordings.lost_rounds():
+        raise UserError(_no_closing(recordings, lost[0]))
     weighed: list[Row] = []
     scored: list[Row] = []
     with contextlib.closing(RoundScorer(half, data, recordings, None if scores else [], table)) as scorer:
@@ -160,38 +203,64 @@ def judge(run: Path, table: Mapping[str, Any], *, scores: bool) -> None:
         print(f"{run / REPLAYED}: {len(scored)} rows of coalitions joined by {label}")
 
 
+def _no_closing(recordings: Recordings, number: int) -> str:
+    return f"{recordings.place(number)}/closed.json: expected, since a later round closed; it is missing"
+
+
 def _compare(
-    run: Path, scorer: RoundScorer, recordings: Recordings, live: Mapping[Key, LiveRow], added: Container[str]
+    run: Path,
+    scorer: RoundScorer,
+    rounds: Sequence[ClosedRound],
+    live: Mapping[Key, LiveRow],
+    added: Container[str],
 ) -> bool:
     import torch
 
     from steelyard.recording import read_vector
 
-    equal = total = models = 0
+    equal = models = 0
     rows: list[Row] = []
-    rounds = [closed for closed in recordings.closed_rounds() if (str(closed.round)) in {key[0] for key in live}]
+    recomputed: set[Key] = set()
     for closed in rounds:
         next_D = scorer.join(closed).next_D
-        models += torch.equal(next_D, torch.from_numpy(read_vector(recordings.global_file(closed.round + 1)).copy()))
+        recorded = Recordings(run).global_file(closed.round + 1)
+        models += torch.equal(next_D, torch.from_numpy(read_vector(recorded).copy()))
         for row in scorer.rows(closed, spent=_spent(live, closed)):
             if row["evaluator"] in added:
                 rows.append(row)
                 continue
-            total += 1
-            found = live.get((str(row["round"]), str(row["client"]), row["evaluator"]))
-            equal += found is not None and found["value"] == repr(row["value"])
-        print(f"  round {closed.round}: {equal} of {total} values equal so far", flush=True)
+            key = (str(row["round"]), str(row["client"]), row["evaluator"])
+            recomputed.add(key)
+            equal += key in live and live[key]["value"] == repr(row["value"])
+        print(f"  round {closed.round}: {equal} of {len(recomputed)} values equal so far", flush=True)
+    total = len(recomputed)
     print(f"{run}: {equal} of {total} scores and {models} of {len(rounds)} models are bit-equal to the live run")
+    scored, replayed = {number for number, _, _ in live}, {str(closed.round) for closed in rounds}
+    _complain(run, "a row expected, none there", [key for key in recomputed - set(live) if key[0] in scored])
+    last = Recordings(run).last_closed()
+    _complain(run, "no row expected", [k for k in set(live) - recomputed if k[0] in replayed or int(k[0]) > last])
     if rows:
         _add(run / REPLAYED, rows)
         print(f"{run / REPLAYED}: {len(rows)} rows of {', '.join(dict.fromkeys(row['evaluator'] for row in rows))}")
     return equal == total == len(live) and models == len(rounds)
 
 
+def _complain(run: Path, what: str, keys: Collection[Key]) -> None:
+    """Print a line for each round and evaluator of some rows of scores.csv, as far as a person would read on."""
+    clients: dict[tuple[int, str], list[int]] = {}
+    for number, client, evaluator in keys:
+        clients.setdefault((int(number), evaluator), []).append(int(client))
+    for (round_, name), own in sorted(clients.items())[:SHOWN]:
+        who = ", ".join(map(str, sorted(own)))
+        print(f"{run / 'scores.csv'}: {what}: round {round_}, {name}, client {who}")
+    if len(clients) > SHOWN:
+        print(f"{run / 'scores.csv'}: {what}: the same of {len(clients) - SHOWN} more rounds and evaluators")
+
+
 def _spent(live: Mapping[Key, LiveRow], closed: ClosedRound) -> dict[str, int]:
     """The calls that each evaluator made when the round was live."""
     rows = ((name, row) for (number, _, name), row in live.items() if number == str(closed.round) and "calls" in row)
-    return {name: int(row["calls"]) for name, row in rows}
+    return {name: row.whole("calls") for name, row in rows}
 
 
 def _refuse_live_names(tables: Sequence[Mapping[str, Any]], live: Mapping[Key, LiveRow]) -> None:
@@ -207,10 +276,7 @@ def _refuse_live_names(tables: Sequence[Mapping[str, Any]], live: Mapping[Key, L
 def _add(path: Path, rows: Sequence[Mapping[str, Any]], key: str = "evaluator") -> None:
     """Rewrite a replayed file: rows of the same evaluators (or defences) are replaced, others stay."""
     new = {row[key] for row in rows}
-    kept: list[Mapping[str, Any]] = []
-    if path.exists():
-        with path.open(newline="", encoding="utf-8") as file:
-            kept = [row for row in csv.DictReader(file) if row[key] not in new]
+    kept = [row for row in read_rows(path, (key,)) if row[key] not in new] if path.exists() else []
     text = io.StringIO()
     writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
     writer.writeheader()
@@ -223,11 +289,13 @@ def _live_rows(run: Path) -> dict[Key, LiveRow]:
     path = run / "scores.csv"
     if not path.exists():
         raise UserError(f"live scores expected in {path}, there are none yet; let the run settle a round first")
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = csv.DictReader(file)
-        if missing := {"round", "client", "evaluator", "value"} - set(rows.fieldnames or ()):
-            raise UserError(f"{path}: columns round, client, evaluator and value expected, no {sorted(missing)[0]}")
-        return {(row["round"], row["client"], row["evaluator"]): row for row in rows}
+    live: dict[Key, LiveRow] = {}
+    for row in read_rows(path, ("round", "client", "evaluator", "value")):
+        key = (str(row.whole("round")), str(row.whole("client")), row["evaluator"])
+        if key in live:
+            raise row.wrong("one row per round, client and evaluator", f"another one of {', '.join(key)}")
+        live[key] = row
+    return live
 
 
 def _child() -> int:

@@ -111,6 +111,15 @@ class Recordings:
             raise UserError(f"recorded rounds expected under {self.folder}, there are none; run the experiment first")
         return rounds
 
+    def last_closed(self) -> int:
+        """The highest number of a round that closed, whether those before it are there or not; 0: none did."""
+        closed = self.folder.glob("round-*/closed.json")
+        return max((int(path.parent.name.removeprefix("round-")) for path in closed), default=0)
+
+    def lost_rounds(self) -> list[int]:
+        """The rounds without a closing before one that has one; a server leaves none, so files are missing."""
+        return [number for number in range(1, self.last_closed()) if not self.closed(number)]
+
     def place(self, number: int) -> Path:
         """The folder of one round, there or not."""
         return self.folder / f"round-{number:04d}"

@@ -182,6 +182,79 @@ def test_replay_sees_one_bit_of_one_update(undisturbed: Any, shell: Any) -> None
     assert "3 of 3 models" not in said
 
 
+def without(path: Path, *starts: str) -> None:
+    """Take the lines out of a file that start so."""
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    path.write_text("".join(line for line in lines if not line.startswith(starts)), encoding="utf-8")
+
+
+def test_replay_confirms_no_score_that_is_not_there(undisturbed: Any, shell: Any) -> None:
+    """Every loss among a finished run's files is a line, and no loss is a success."""
+    whole = undisturbed.run
+
+    def said_of(*damage: Any) -> str:
+        run = shell.folder / "run"
+        shutil.rmtree(run, ignore_errors=True)
+        shutil.copytree(whole, run, symlinks=True)
+        (run / "honest").unlink()
+        (run / "honest").symlink_to(whole / "honest")
+        for each in damage:
+            each(run)
+        code, said, err = shell.steelyard("replay", str(run))
+        assert (code, err) == (1, ""), said
+        return str(said).replace(str(run), "RUN")
+
+    said = said_of(
+        lambda run: without(run / "scores.csv", "1,0,loo_loss", "1,2,loo_loss", "3,"),
+        lambda run: without(run / "metrics.csv", "2,"),
+        lambda run: (run / "honest").unlink(),
+    )
+    assert "RUN: 16 of 27 scores and 3 of 3 models are bit-equal to the live run" in said
+    assert "RUN/scores.csv: a row expected, none there: round 1, loo_loss, client 0, 2\n" in said
+    assert "RUN/scores.csv: rows of every closed round expected, none of round 3\n" in said
+    assert "RUN/metrics.csv: rows of every closed round expected, none of round 2\n" in said
+    assert "RUN/honest: a link to the honest twin expected" in said
+    assert said.count("RUN/") == 4, "nothing else is missing"
+
+    said = said_of(lambda run: (run / "recordings" / "round-0002" / "closed.json").unlink())
+    assert "RUN: 9 of 9 scores and 1 of 1 models are bit-equal" in said
+    assert "RUN/recordings/round-0002/closed.json: expected, since a later round closed" in said
+    assert "so rounds 2 to 3 were not replayed" in said
+    assert said.count("RUN/") == 1 + said.count("RUN/honest: 27 of 27")
+
+    said = said_of(lambda run: (run / "recordings" / "round-0003" / "closed.json").unlink())
+    assert "RUN/recordings: 3 closed rounds of a finished run expected, got 2" in said
+    assert "RUN/scores.csv: no row expected: round 3, fedsv_accuracy, client 0, 1, 2" in said
+
+
+def test_replay_of_a_run_that_goes_on_says_so(undisturbed: Any, shell: Any) -> None:
+    """Round 3 closed and was not settled when the server was killed: nothing is missing yet."""
+    run = copy_of(undisturbed.run, shell.folder)
+    (run / "honest").symlink_to(undisturbed.run / "honest")
+    manifest = run / "manifest.json"
+    manifest.write_text(manifest.read_text(encoding="utf-8").replace('"DONE"', '"RUNNING"'), encoding="utf-8")
+    for name in ("scores.csv", "metrics.csv"):
+        without(run / name, "3,")
+    shutil.rmtree(run / "recordings" / "round-0004")
+    code, said, err = shell.steelyard("replay", str(run))
+    assert (code, err) == (0, "")
+    assert f"{run}: this run is not finished: 2 of 3 rounds are scored; --resume goes on with it" in said
+    assert f"{run}: 18 of 18 scores and 2 of 2 models are bit-equal to the live run" in said
+    without(run / "scores.csv", "1,")
+    code, said, err = shell.steelyard("replay", str(run))
+    assert (code, err) == (1, "")
+    assert f"{run}/scores.csv: rows of every closed round expected, none of round 1" in said
+
+
+def test_replay_names_the_line_of_a_cut_file(undisturbed: Any, shell: Any) -> None:
+    run = copy_of(undisturbed.run, shell.folder)
+    scores = run / "scores.csv"
+    text = scores.read_text(encoding="utf-8")
+    scores.write_text(text[: text.index("\n2,1,") + 8], encoding="utf-8")
+    code, _, err = shell.steelyard("replay", str(run))
+    assert (code, err) == (2, f"steelyard: {scores}, line 12: 13 cells expected, got 3; is it cut?\n")
+
+
 def test_replay_adds_scores_of_other_evaluators(undisturbed: Any, shell: Any) -> None:
     """A kind with its defaults, and a table; the live rows' file is not written, and the twin is scored too."""
     run = copy_of(undisturbed.run, shell.folder)

@@ -57,6 +57,7 @@ def test_closed_rounds_end_at_the_first_that_is_open(recordings: Recordings) -> 
     recordings.close(closed(1))
     recordings.close(closed(3))
     assert recordings.closed_rounds() == [closed(1)]
+    assert (recordings.lost_rounds(), recordings.last_closed()) == ([2], 3)
 
 
 def test_a_close_that_was_killed_half_way_is_no_close(recordings: Recordings) -> None:
@@ -68,6 +69,7 @@ def test_a_close_that_was_killed_half_way_is_no_close(recordings: Recordings) ->
 def test_no_recorded_round_is_the_users_to_mend(recordings: Recordings) -> None:
     with pytest.raises(UserError, match="there are none; run the experiment first"):
         recordings.closed_rounds()
+    assert (recordings.lost_rounds(), recordings.last_closed()) == ([], 0)
 
 
 def test_a_vector_is_all_tensors_in_order_read_only(recordings: Recordings) -> None:
