@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from functools import partial
 from pathlib import Path
@@ -10,12 +11,13 @@ from typing import get_args
 
 from deploy.containers.engine import connect
 from deploy.containers.run import run_containers
-from deploy.launch import Launcher, Options, read_manifest, run_experiment, status
+from deploy.launch import BOUNDARIES, BOUNDARY, Launcher, Options, read_manifest, run_experiment, status
 from scripts.compose import add_box_arguments, box_of
 from scripts.progress import Progress, command_name
 from steelyard.config import Experiment, load_experiment
 from steelyard.errors import UserError
 from steelyard.parsing import parse
+from steelyard.report.summary import summarize, write_summary
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -54,8 +56,19 @@ def act(arguments: argparse.Namespace) -> int:
         return 130
     finally:
         progress.clear()
+    _mend_summary(run, experiment)
     progress.finish(run)
     return 0
+
+
+def _mend_summary(run: Path, experiment: Experiment) -> None:
+    """Write the summary of a run that was DONE already anew if it was lost: all that it says stands in other files."""
+    try:
+        json.loads((run / "summary.json").read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        honest = run / "honest" if experiment.compares_honest else None
+        boundary = BOUNDARIES.get(read_manifest(run)["launcher"], BOUNDARY)
+        write_summary(run, summarize(run, honest, experiment.attackers, boundary=boundary))
 
 
 def _experiment(arguments: argparse.Namespace) -> Experiment:

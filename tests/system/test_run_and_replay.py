@@ -51,10 +51,16 @@ def test_what_is_done_is_not_run_again_unless_forced(undisturbed: Any, shell: An
     out = shell.folder / "runs"
     shutil.copytree(undisturbed.run.parent, out, symlinks=True)
     before = (shell.the_run() / "events.jsonl").read_bytes()
-    code, said, err = shell.finish(shell.start_run())
-    assert (code, err) == (0, "")
-    assert "is DONE already; --force runs it again" in said
-    assert (shell.the_run() / "events.jsonl").read_bytes() == before
+    summary = shell.the_run() / "summary.json"
+    told = json.loads(summary.read_text(encoding="utf-8"))
+    for lose in (lambda: None, summary.unlink, lambda: summary.write_text("{", encoding="utf-8")):
+        lose()
+        code, said, err = shell.finish(shell.start_run())
+        assert (code, err) == (0, "")
+        assert "is DONE already; --force runs it again" in said
+        assert "Client 0" in said
+        assert (shell.the_run() / "events.jsonl").read_bytes() == before
+        assert json.loads(summary.read_text(encoding="utf-8")) == told, "made anew, it says the same"
     shell.run("--force", "--launcher", "inline", "--order", "2,0,1")
     look = shell.look(shell.the_run())
     assert (shell.the_run() / "events.jsonl").read_bytes() != before
