@@ -218,6 +218,7 @@ class Coordinator:
 
         Raises:
             RefusedError: EQUIVOCATION, WRONG_ROUND, NOT_PARTICIPATING, BAD_LAYOUT or STALE_SESSION.
+            WaitTimeoutError: an update of the same client that came before was not durable in time.
         """
         with self._changed:
             self._sessions.get(session_id, client, time.monotonic())
@@ -244,6 +245,7 @@ class Coordinator:
         Raises:
             RefusedError: BAD_TRANSFER, this client announced no such update, or another one after it, or it waits
                 for this receipt already (a wait holds a thread).
+            WaitTimeoutError: nothing became of it in time, e.g. because it was never sent.
         """
         with self._changed:
             self._sessions.get(session_id, client, time.monotonic())
@@ -255,6 +257,8 @@ class Coordinator:
             upload.awaited = True
         try:
             return upload.outcome.result(timeout_s)
+        except TimeoutError:  # builtin, and so an OSError: left as it is, it would be taken for our disk's
+            raise WaitTimeoutError(f"client {client}'s update: no receipt within {timeout_s:g} s") from None
         finally:
             upload.awaited = False
 

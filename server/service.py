@@ -14,7 +14,7 @@ from protos import federation_pb2_grpc
 from server.coordinator import Coordinator
 from server.roster import Roster
 from server.uploads import Receipt
-from steelyard.errors import RefusedError
+from steelyard.errors import RefusedError, WaitTimeoutError
 from steelyard.wire import PROTOCOL_VERSION, manifest_from_wire, manifest_to_wire, pb, refusal_value
 
 Reply = TypeVar("Reply")
@@ -130,7 +130,10 @@ class FederationService(federation_pb2_grpc.FederationServicer):
         act: Callable[[int], Reply],
         refused: Callable[..., Reply],
     ) -> Reply:
-        """Identify the caller and act; a refusal makes a reply of `refused(refusal=..., detail=...)` instead."""
+        """Identify the caller and act; a refusal makes a reply of `refused(refusal=..., detail=...)` instead.
+
+        A wait that ran out ends this call alone, as a call whose deadline passed: what it waited for may still come.
+        """
         client = None
         try:
             client = self._roster.identify(context)
@@ -138,6 +141,9 @@ class FederationService(federation_pb2_grpc.FederationServicer):
         except RefusedError as error:
             self._coordinator.refused(client, request, error)
             return refused(refusal=_refusal(error.refusal), detail=error.detail)
+        except WaitTimeoutError as error:
+            context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, f"{request}: {error}")
+            raise AssertionError from None  # abort raises
         except OSError as error:  # our disk, not the peer: the run can't go on, and must say so
             self._coordinator.fail(f"{request} of client {client}: {error}")
             raise

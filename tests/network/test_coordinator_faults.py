@@ -22,7 +22,7 @@ from server.ledger import Ledger
 from server.rounds import RoundMachine
 from server.sessions import Sessions
 from steelyard.bundle import Manifest, TensorSpec, digest, raw, write
-from steelyard.errors import RunFailedError
+from steelyard.errors import RunFailedError, WaitTimeoutError
 from steelyard.recording import ClosedRound, Recordings, read_events
 from steelyard.transport.base import SERVER, Transfer
 from steelyard.transport.endpoint import bind, dial, server_options
@@ -68,6 +68,23 @@ def test_waits_for_receipts_of_one_client_leave_threads_for_the_others(make_fede
     assert sum(wait.done() for wait in waits) <= 39
     assert greedy.submit(1, update).refusal == "", "announcing anew ends the wait"
     assert {wait.result(PATIENCE_S).refusal for wait in waits} == {pb.BAD_TRANSFER, pb.LATE}
+
+
+def test_a_receipt_of_an_update_that_is_never_sent_ends_with_its_time_for_its_client_alone(
+    make_federation: MakeFederation,
+) -> None:
+    federation = make_federation(protocol=PATIENT, transport={"timeout_s": 1.0})
+    silent, other, update = opened(federation)
+    transfer = silent.offer(1, Manifest(silent.specs, digest(raw(update)))).transfer
+    with pytest.raises(grpc.RpcError) as late:
+        silent.receipt(transfer)
+    assert late.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    assert late.value.details() == "GetReceipt: client 0's update: no receipt within 1 s"
+    for client in (other, silent):  # which may still send
+        assert client.submit(1, update).refusal == ""
+    assert not federation.events("failed")
+    federation.server.kill()
+    assert "Traceback" not in federation.server.communicate(timeout=PATIENCE_S)[1]
 
 
 def test_a_client_has_one_offer_of_the_model_at_a_time(make_federation: MakeFederation) -> None:
@@ -204,6 +221,18 @@ def test_an_update_that_the_server_cannot_keep_ends_the_run(make_bench: Callable
     bench.send(0, transfer)
     with pytest.raises(RunFailedError, match="client 0's update of round 1"):
         bench.coordinator.run()
+
+
+def test_an_update_that_crosses_a_slow_commit_ends_with_its_time(make_bench: Callable[..., Bench]) -> None:
+    bench = make_bench()
+    transfer = bench.offer(0)
+    upload = bench.coordinator._uploads[0]
+    upload.claimed = True  # as while the disk takes its time
+    with pytest.raises(WaitTimeoutError, match=r"client 0's update was not durable within 0\.1 s"):
+        bench.coordinator.submit(0, bench.sessions[0], 1, MANIFEST, 0.1)
+    upload.claimed = False
+    bench.send(0, transfer)
+    assert len(bench.events("received")) == 1
 
 
 # -- a client whose server goes away ---------------------------------------------------------------------------------
