@@ -271,7 +271,7 @@ class Coordinator:
 
     def refused(self, client: int | None, request: str, error: RefusedError) -> None:
         """Log a refusal."""
-        self._ledger.refused(client, request=request, refusal=error.refusal, detail=error.detail)
+        self._ledger.fault("refused", client, request=request, refusal=error.refusal, detail=error.detail)
 
     @property
     def lease_s(self) -> float:
@@ -351,7 +351,7 @@ class Coordinator:
             upload.file.path.unlink(missing_ok=True)
             self.refused(client, "Submit", refusal)
             fault = {"refusal": refusal.refusal, "seconds": round(seconds, 6)}
-            self._ledger.event("upload_failed", round=number, client=client, bytes=upload.arrived, **fault)
+            self._ledger.fault("upload_failed", client, round=number, bytes=upload.arrived, **fault)
             if not isinstance(error, SteelyardError):
                 self.fail(f"taking client {client}'s update of round {number} failed: {error!r}")
             receipt = Receipt(round=number, sha256=sha256, refusal=refusal.refusal, detail=refusal.detail)
@@ -403,7 +403,7 @@ class Coordinator:
         if error is None:
             self._ledger.event("fetched", round=number, client=client, bytes=transfer.manifest.nbytes, seconds=seconds)
         elif isinstance(error, SteelyardError):
-            self._ledger.event("fetch_failed", round=number, client=client, detail=str(error), seconds=seconds)
+            self._ledger.fault("fetch_failed", client, round=number, detail=str(error), seconds=seconds)
         else:
             self.fail(f"sending the global model of round {number} to client {client} failed: {error!r}")
 

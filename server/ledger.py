@@ -47,7 +47,7 @@ METRICS = (
     "seconds",
     "model_sha256",
 )
-REFUSALS_LISTED = 100  # of each client; beyond them every power of two, so that nobody can fill the disk
+FAULTS_LISTED = 100  # of each client and kind; beyond them every power of two, so that nobody can fill the disk
 
 
 class Ledger:
@@ -61,7 +61,7 @@ class Ledger:
         drop_partial_line(events)
         self.incarnation: int = 1 + sum(event["event"] == "server_started" for event in read_events(run))
         self._events = events.open("a", encoding="utf-8")
-        self._refusals: Counter[int | None] = Counter()
+        self._faults: Counter[tuple[str, int | None]] = Counter()
         self._metrics = _read_rows(run / "metrics.csv")
         self._scores = [row for row in _read_rows(run / "scores.csv") if int(row["round"]) <= self.settled_rounds]
 
@@ -77,13 +77,16 @@ class Ledger:
             self._events.write(line + "\n")
             self._events.flush()
 
-    def refused(self, client: int | None, **fields: Any) -> None:
-        """Append the event of a refusal, `number` being how many this client (None: nobody known) has had by now."""
+    def fault(self, name: str, client: int | None, **fields: Any) -> None:
+        """Append the event of what a client can bring about at will, e.g. a refusal, as often as it may stand there.
+
+        `number` is how many events of this name this client (None: nobody known) has had by now.
+        """
         with self._lock:
-            self._refusals[client] += 1
-            number = self._refusals[client]
-        if number <= REFUSALS_LISTED or number.bit_count() == 1:
-            self.event("refused", client=client, number=number, **fields)
+            self._faults[name, client] += 1
+            number = self._faults[name, client]
+        if number <= FAULTS_LISTED or number.bit_count() == 1:
+            self.event(name, client=client, number=number, **fields)
 
     def settle(self, scores: Iterable[Mapping[str, Any]], metrics: Mapping[str, Any]) -> None:
         """Add one round's score rows and its metrics row; metrics last, since they mark the round as settled."""

@@ -55,12 +55,15 @@ def test_an_event_is_there_at_once(ledger: Ledger) -> None:
     assert set(event) == {"time", "event", "client", "detail"}
 
 
-def test_a_flood_of_refusals_stays_small_and_is_counted(ledger: Ledger) -> None:
+@pytest.mark.parametrize("name", ["refused", "upload_failed", "fetch_failed"])
+def test_a_flood_of_faults_stays_small_and_is_counted(ledger: Ledger, name: str) -> None:
     for _ in range(5000):
-        ledger.refused(3, refusal="STALE_SESSION")
-    ledger.refused(None, refusal="UNKNOWN_CLIENT")
-    found = [(event["client"], event["number"]) for event in read_events(ledger.run)]
-    assert found == [(3, n) for n in [*range(1, 101), 128, 256, 512, 1024, 2048, 4096]] + [(None, 1)]
+        ledger.fault(name, 3, detail="no")
+    ledger.fault(name, None)
+    ledger.fault("another", 3)
+    found = [(event["event"], event["client"], event["number"]) for event in read_events(ledger.run)]
+    listed = [*range(1, 101), 128, 256, 512, 1024, 2048, 4096]
+    assert found == [*((name, 3, n) for n in listed), (name, None, 1), ("another", 3, 1)]
 
 
 def test_events_of_many_threads_are_whole_lines(ledger: Ledger) -> None:
