@@ -23,6 +23,7 @@ from protos import federation_pb2_grpc
 from steelyard.bundle import Manifest, digest, raw
 from steelyard.errors import RefusedError, RemoteFault, RunFailedError, SteelyardError, WaitTimeoutError
 from steelyard.transport.base import TensorPlane, Transfer
+from steelyard.transport.faults import refusal_of
 from steelyard.wire import PROTOCOL_VERSION, manifest_from_wire, manifest_to_wire, pb, raise_if_refused
 
 log = logging.getLogger("client")
@@ -31,6 +32,8 @@ Vector = npt.NDArray[np.float32]
 T = TypeVar("T")
 SERVER = -1  # the tensor plane's name for the one peer that a client has
 RETRY_S = 0.3  # between two tries to reach or join the server
+WATCH_S = 1800.0  # of one watch stream, since every call has a deadline; the next one follows it
+LOST = ("STALE_SESSION", "TOO_MANY_CALLS")  # refusals that a new session mends
 
 
 class DisconnectedError(SteelyardError):
@@ -83,8 +86,7 @@ class Session:
         self.client = int(reply.client)
         self.incarnation = int(reply.incarnation)
         self._id = str(reply.session)
-        # grpc's stub has no type for an iterable call
-        self._stream: Any = self._stub.Watch(pb.WatchRequest(session=self._id), metadata=self._metadata)
+        self._stream = self._watch()
         for work in (self._follow, lambda: self._beat(reply.lease_s / 3)):
             thread = threading.Thread(target=self._guard, args=(work,), daemon=True)
             thread.start()
@@ -101,10 +103,11 @@ class Session:
             if not isinstance(error, DisconnectedError):
                 with _mapped_errors():
                     self._call(self._stub.Leave, pb.LeaveRequest(session=self._id), timeout_s=2.0)
-        except DisconnectedError as lost:
+        except (DisconnectedError, RefusedError) as lost:
             log.info("leaving: %s", lost)
         finally:
-            self._stream.cancel()
+            with self._changed:
+                self._stream.cancel()
             self._plane.close()
             for thread in self._threads:
                 thread.join(self._timeout_s)
@@ -172,13 +175,29 @@ class Session:
     def _wait(self, moved: Future[None]) -> None:
         moved.result(self._timeout_s + 5.0)  # the plane's own timeout comes first and says more
 
+    def _watch(self) -> Any:  # grpc's stub has no type for an iterable call
+        return self._stub.Watch(pb.WatchRequest(session=self._id), timeout=WATCH_S, metadata=self._metadata)
+
     def _follow(self) -> None:
+        while True:
+            try:
+                self._read_stream()
+                break
+            except grpc.RpcError as error:
+                if error.code() is not grpc.StatusCode.DEADLINE_EXCEEDED:
+                    raise
+            with self._changed:
+                if self._closing.is_set():
+                    return
+                self._stream = self._watch()
+        if self._state is None or self._state.phase not in (pb.FINISHED, pb.FAILED):
+            raise DisconnectedError("the server ended the watch stream")
+
+    def _read_stream(self) -> None:
         for state in self._stream:
             with self._changed:
                 self._state = state
                 self._changed.notify_all()
-        if self._state is None or self._state.phase not in (pb.FINISHED, pb.FAILED):
-            raise DisconnectedError("the server ended the watch stream")
 
     def _beat(self, every_s: float) -> None:
         while not self._closing.wait(every_s):
@@ -201,11 +220,14 @@ def _mapped_errors() -> Iterator[None]:
     try:
         yield
     except grpc.RpcError as error:
+        refusal = refusal_of(error)
+        if refusal is not None and refusal.refusal not in LOST:
+            raise refusal from error
         raise DisconnectedError(f"{error.code().name}: {error.details()}") from error
     except (WaitTimeoutError, TimeoutError) as error:
         raise DisconnectedError(f"no answer in time: {error}") from error
     except RemoteFault as error:  # a refusal, or the connection broke while tensors moved
-        if not isinstance(error, RefusedError) or error.refusal == "STALE_SESSION":
+        if not isinstance(error, RefusedError) or error.refusal in LOST:
             raise DisconnectedError(str(error)) from error
         raise
 

@@ -26,6 +26,8 @@ class Refusal(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     BAD_TRANSFER: _ClassVar[Refusal]
     NEGATIVE_VARIANCE: _ClassVar[Refusal]
     STALE_PAIR: _ClassVar[Refusal]
+    TOO_MANY_CALLS: _ClassVar[Refusal]
+    BAD_CALL: _ClassVar[Refusal]
 
 class Phase(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -52,6 +54,8 @@ NOT_FINITE: Refusal
 BAD_TRANSFER: Refusal
 NEGATIVE_VARIANCE: Refusal
 STALE_PAIR: Refusal
+TOO_MANY_CALLS: Refusal
+BAD_CALL: Refusal
 PHASE_UNSPECIFIED: Phase
 WAITING: Phase
 OPEN: Phase

@@ -29,6 +29,7 @@ from steelyard.transport.base import TensorPlane
 from steelyard.transport.endpoint import bind, server_options
 from steelyard.transport.factory import add_server_plane
 
+from steelyard.transport.gate import Gate, threads
 CHECKED = Shape(channels=3, height=32, width=32, classes=10)  # of a half's check, which has no data set's
 FAREWELL_S = 5.0  # how long a finished server waits for its clients to leave
 
@@ -87,8 +88,9 @@ def _serve(
     make_plane: Callable[[Callable[[int, int], None]], TensorPlane] | None,
 ) -> None:
     """Open the planes and conduct the run; whatever happens, say goodbye properly."""
-    workers = ThreadPoolExecutor(4 * len(roster.clients) + 8, thread_name_prefix="grpc")
-    server = grpc.server(workers, options=server_options())
+    workers = ThreadPoolExecutor(threads(len(roster.clients)), thread_name_prefix="grpc")
+    gate = Gate(roster.identify, coordinator.refused)
+    server = grpc.server(workers, interceptors=[gate], options=server_options())
     if make_plane is None:
         hear = coordinator.bytes_arrived
         coordinator.attach(add_server_plane(server, half.transport, roster.identify, hear, half.device))

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import grpc
 import numpy as np
 import pytest
 
@@ -24,6 +25,7 @@ from steelyard.parsing import parse
 from steelyard.recording import read_events
 from steelyard.transport.base import SERVER, Transfer
 from steelyard.transport.endpoint import dial
+from steelyard.transport.faults import refusal_of
 from steelyard.transport.grpc_plane import GrpcClientPlane
 from steelyard.wire import PROTOCOL_VERSION, manifest_from_wire, manifest_to_wire, pb, refusal_name
 
@@ -65,7 +67,12 @@ class Scripted:
         return getattr(self.stub, method)(request, metadata=self.metadata, timeout=PATIENCE_S)
 
     def join(self, protocol: int = PROTOCOL_VERSION) -> Answer:
-        reply = self.call("Join", pb.JoinRequest(protocol=protocol))
+        try:
+            reply = self.call("Join", pb.JoinRequest(protocol=protocol))
+        except grpc.RpcError as error:
+            if (refusal := refusal_of(error)) is None:
+                raise
+            return Answer(refusal.refusal, refusal.detail)
         self.session = reply.session or self.session
         return _answer(reply)
 

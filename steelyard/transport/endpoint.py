@@ -14,7 +14,8 @@ from steelyard.certificates import ClientTls, ServerTls
 from steelyard.errors import UserError
 
 MESSAGE_BYTES = 8 * 2**20
-WINDOW_BYTES = 4 * 2**20  # that a peer may send ahead of its reader, by stream; the server's memory is that by client
+WINDOW_BYTES = 4 * 2**20  # that a peer may send ahead of its reader, by stream
+STREAMS = 16  # calls that a connection may have open, those that are just ending included: far above an honest client's
 Options: TypeAlias = tuple[tuple[str, int], ...]
 
 _KEEPALIVE: Options = (
@@ -32,9 +33,10 @@ _WINDOW: Options = (
 
 
 def server_options() -> Options:
-    """Options of every `grpc.Server`: message sizes, window, keepalive, and a busy port is an error."""
+    """Options of every `grpc.Server`: message sizes, calls, window, keepalive, and a busy port is an error."""
     return (
         ("grpc.so_reuseport", 0),
+        ("grpc.max_concurrent_streams", STREAMS),
         ("grpc.max_receive_message_length", MESSAGE_BYTES),
         ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
         *_KEEPALIVE,

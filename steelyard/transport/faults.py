@@ -22,6 +22,13 @@ def refuse(context: grpc.ServicerContext, error: RefusedError) -> NoReturn:
     raise AssertionError  # abort raises
 
 
+def refusal_of(error: Any) -> RefusedError | None:
+    """The refusal that a failed call's status carries, if it is one."""
+    name = next((str(value) for key, value in error.trailing_metadata() or () if key == REFUSAL_KEY), "")
+    known = name in pb.Refusal.keys()  # noqa: SIM118 - an enum wrapper, not a dict
+    return RefusedError(name, error.details() or "") if known else None
+
+
 def fault_of(error: Any, what: str) -> SteelyardError:
     """What a failed call means to us.
 
@@ -34,9 +41,8 @@ def fault_of(error: Any, what: str) -> SteelyardError:
         limit), `WaitTimeoutError` when the call ran out of time, else `RemoteFault`: the peer is gone or broken.
     """
     code, details = error.code(), error.details() or ""
-    name = next((str(value) for key, value in error.trailing_metadata() or () if key == REFUSAL_KEY), "")
-    if name in pb.Refusal.keys():  # noqa: SIM118 - an enum wrapper, not a dict
-        return RefusedError(name, details)
+    if (refusal := refusal_of(error)) is not None:
+        return refusal
     if code is grpc.StatusCode.RESOURCE_EXHAUSTED:
         return RefusedError("TOO_LARGE", f"{what}: {details}")
     if code is grpc.StatusCode.CANCELLED:

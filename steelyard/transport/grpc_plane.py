@@ -18,12 +18,12 @@ from steelyard.transport.base import CHUNK_BYTES, Put, Sink, Transfer, chunks
 from steelyard.transport.endpoint import MESSAGE_BYTES, channel_options, server_options
 from steelyard.transport.faults import fault_of, refuse
 from steelyard.transport.pending import Entry, Pending
+from steelyard.transport.settings import MAX_TIMEOUT_S
 
 __all__ = ["GrpcClientPlane", "GrpcServerPlane", "channel_options", "server_options"]
 
 SERVICE = "steelyard.v1.Tensors"
 TRANSFER_KEY = "steelyard-transfer"
-LONGEST_CALL_S = 3600.0
 
 
 class GrpcServerPlane:
@@ -118,8 +118,8 @@ class GrpcServerPlane:
     def _claim(self, context: grpc.ServicerContext, *, incoming: bool) -> Entry:
         try:
             peer = self._authenticate(context)
-            if not context.time_remaining() <= LONGEST_CALL_S:
-                raise RefusedError("BAD_TRANSFER", f"a call with a deadline of at most {LONGEST_CALL_S:g} s expected")
+            if not context.time_remaining() <= MAX_TIMEOUT_S:
+                raise RefusedError("BAD_TRANSFER", f"a call with a deadline of at most {MAX_TIMEOUT_S:g} s expected")
             name = next((str(value) for key, value in context.invocation_metadata() if key == TRANSFER_KEY), "")
             return self._pending.claim(name, peer, incoming=incoming, stop=context.cancel)
         except RefusedError as refusal:
@@ -151,7 +151,7 @@ class GrpcClientPlane:
         self._pull = channel.unary_stream(f"/{SERVICE}/Pull", request_serializer=None, response_deserializer=None)
         self._metadata = tuple(metadata)
         self._chunk_bytes = chunk_bytes
-        self._timeout_s = min(timeout_s, LONGEST_CALL_S)
+        self._timeout_s = min(timeout_s, MAX_TIMEOUT_S)
         self._pending = Pending()
         self._workers = ThreadPoolExecutor(max_workers=4, thread_name_prefix="steelyard-pull")
 

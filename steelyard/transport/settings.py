@@ -12,6 +12,7 @@ from steelyard.errors import UserError
 from steelyard.parsing import Positive, PositiveFloat
 
 COLLECTIVE = ("gloo", "nccl")
+MAX_TIMEOUT_S = 3600.0  # the server refuses calls that may take longer, since each holds a thread
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,9 +20,10 @@ class TransportConfig:
     """How bytes move. Nothing here may change a result, so none of it is part of the experiment's hash.
 
     `address` is HOST:PORT (port 0: any free one); beyond loopback `certificates`, a folder that `steelyard certs`
-    wrote, is required. `timeout_s` bounds every transfer and every wait for a silent peer. `chunk_bytes` is the gRPC
-    plane's. With gloo each process listens on `interface`, a network interface's name or an address of its own host;
-    `trusted_peers` says that every process and the network between them is trusted (docs/transport.md).
+    wrote, is required. `timeout_s`, an hour at most, bounds every transfer and every wait for a silent peer.
+    `chunk_bytes` is the gRPC plane's. With gloo each process listens on `interface`, a network interface's name or an
+    address of its own host; `trusted_peers` says that every process and the network between them is trusted
+    (docs/transport.md).
     """
 
     address: str = "127.0.0.1:0"
@@ -42,8 +44,11 @@ def check_transport(transport: TransportConfig, where: str) -> None:
     """Check what no single field can say; `where` names the table in an error.
 
     Raises:
-        UserError: torch.distributed without trusted peers, or listening on every interface.
+        UserError: a timeout that no server takes, torch.distributed without trusted peers, or listening on every
+            interface.
     """
+    if transport.timeout_s > MAX_TIMEOUT_S:
+        raise UserError(f"{where} timeout_s: at most {MAX_TIMEOUT_S:g} expected, got {transport.timeout_s:g}")
     if not transport.is_collective:
         return
     if not transport.trusted_peers:

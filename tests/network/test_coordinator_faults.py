@@ -26,6 +26,7 @@ from steelyard.errors import RunFailedError, WaitTimeoutError
 from steelyard.recording import ClosedRound, Recordings, read_events
 from steelyard.transport.base import SERVER, Transfer
 from steelyard.transport.endpoint import bind, dial, server_options
+from steelyard.transport.faults import refusal_of
 from steelyard.transport.grpc_plane import GrpcClientPlane
 from steelyard.transport.memory import MemoryHub
 from steelyard.wire import manifest_to_wire, pb
@@ -49,13 +50,28 @@ def opened(federation: Any) -> tuple[Any, Any, np.ndarray[Any, Any]]:
     return clients[0], clients[1], np.full_like(vector, 0.001)
 
 
+def told(call: Any) -> str:
+    """The refusal that a call came to, by its reply or by its status; else the status's name."""
+    try:
+        return pb.Refusal.Name(call.result(PATIENCE_S).refusal)
+    except grpc.RpcError as error:
+        refusal = refusal_of(error)
+        return str(error.code().name) if refusal is None else refusal.refusal
+
+
 def test_watch_streams_of_one_client_leave_threads_for_the_others(make_federation: MakeFederation) -> None:
     federation = make_federation(protocol=PATIENT)
     greedy, other, update = opened(federation)
     streams = [greedy.states() for _ in range(40)]  # the server has 4 * 3 + 8 threads
-    assert next(streams[-1]).phase == pb.OPEN, "the newest stream is the one that lives"
     assert other.submit(1, update).refusal == ""
-    assert sum(1 for _ in streams[0]) <= 1, "an older stream was ended"
+    assert sum(1 for _ in streams[0]) <= 1, "a newer stream ended it"
+
+
+def test_the_newest_watch_stream_is_the_one_that_lives(make_federation: MakeFederation) -> None:
+    client, _, _ = opened(make_federation(protocol=PATIENT))
+    older, newer = client.states(), client.states()
+    assert next(newer).phase == pb.OPEN
+    assert sum(1 for _ in older) <= 1
 
 
 def test_waits_for_receipts_of_one_client_leave_threads_for_the_others(make_federation: MakeFederation) -> None:
@@ -67,7 +83,8 @@ def test_waits_for_receipts_of_one_client_leave_threads_for_the_others(make_fede
     assert other.submit(1, update).refusal == ""
     assert sum(wait.done() for wait in waits) <= 39
     assert greedy.submit(1, update).refusal == "", "announcing anew ends the wait"
-    assert {wait.result(PATIENCE_S).refusal for wait in waits} == {pb.BAD_TRANSFER, pb.LATE}
+    excess = {"TOO_MANY_CALLS", "UNAVAILABLE"}  # more than a client, or a connection, may have open
+    assert {told(wait) for wait in waits} - excess == {"BAD_TRANSFER", "LATE"}
 
 
 def test_a_receipt_of_an_update_that_is_never_sent_ends_with_its_time_for_its_client_alone(

@@ -50,6 +50,7 @@ def test_the_kind_of_device_is_hashed_and_nothing_else() -> None:
             {"transport": NCCL, "placement": {"server": "cuda:0", "clients": ["cuda:1", "cuda:0"]}},
             "nccl pairs need two distinct GPUs, the server and client 1 are both on cuda:0; name other devices",
         ),
+        ({"transport": {"timeout_s": 3600.5}}, r"timeout_s: at most 3600 expected, got 3600\.5"),
         ({"transport": {"tensors": "gloo"}}, r"tensors = 'gloo': trusted_peers = true expected beside it: a peer that"),
         (
             {"transport": {"tensors": "gloo", "trusted_peers": True, "interface": "0.0.0.0"}},  # noqa: S104 - refused
