@@ -111,7 +111,8 @@ class Progress:
     def _show_round(self, event: dict[str, Any], events: list[dict[str, Any]]) -> None:
         assert self.run is not None
         number, rounds = event["round"], self._experiment.rounds
-        closed = next(e for e in reversed(events) if e["event"] == "round_closed" and e["round"] == number)
+        closings = (e for e in reversed(events) if e["event"] == "round_closed" and e["round"] == number)
+        closed = next(closings, {"received": (), "missing": ()})  # an earlier version's server may have left it out
         total = _totals(self.run, self._watched).get(number, (0.0, ""))
         value = f"client {self._watched} {total[1]} {total[0]:+.4f}"
         if number in self._honest:

@@ -6,6 +6,7 @@ import contextlib
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from pathlib import Path
 
 import grpc
@@ -18,18 +19,18 @@ from server.service import FederationService
 from server.sessions import Sessions
 from server.settlement import Settlement
 from steelyard.aggregation import make_defence
-from steelyard.bundle import read_arrays
+from steelyard.bundle import BundleFile, read_arrays
 from steelyard.certificates import ServerTls
 from steelyard.config import ServerHalf, Shape, load_half
 from steelyard.models import FlatModel
-from steelyard.recording import Recordings
+from steelyard.recording import ClosedRound, Recordings, read_events
 from steelyard.scoring.evaluators import make_evaluators
 from steelyard.scoring.paths import make_path
 from steelyard.transport.base import TensorPlane
 from steelyard.transport.endpoint import bind, server_options
 from steelyard.transport.factory import add_server_plane
-
 from steelyard.transport.gate import Gate, threads
+
 CHECKED = Shape(channels=3, height=32, width=32, classes=10)  # of a half's check, which has no data set's
 FAREWELL_S = 5.0  # how long a finished server waits for its clients to leave
 
@@ -121,6 +122,7 @@ def _coordinator(
     """Continue where the recordings end: settle what was closed, reopen what was open."""
     settlement.write_initial_model()
     unsettled = recordings.closed(ledger.settled_rounds + 1)
+    _tell_untold(ledger.settled_rounds + 1, unsettled, recordings, ledger)
     if unsettled is not None:
         settlement.settle(unsettled)
     protocol, next_round = half.protocol, ledger.settled_rounds + 1
@@ -145,6 +147,22 @@ def _coordinator(
         specs=settlement.specs,
         settle=settlement.settle,
     )
+
+
+def _tell_untold(number: int, closed: ClosedRound | None, recordings: Recordings, ledger: Ledger) -> None:
+    """Write the events of what an earlier server made durable in a round and was killed before it could tell.
+
+    Their time is now's. How long an update was on its way is not known any more: it counts as 0 s.
+    """
+    events = [event for event in read_events(ledger.run) if event.get("round") == number]
+    told = {event["client"] for event in events if event["event"] == "received"}
+    for client, path in recordings.updates(number).items():
+        if client not in told:
+            manifest = BundleFile.open(path).manifest
+            size = {"bytes": manifest.nbytes, "sha256": manifest.sha256}
+            ledger.event("received", round=number, client=client, **size, seconds=0.0)
+    if closed is not None and not any(event["event"] == "round_closed" for event in events):
+        ledger.event("round_closed", **asdict(closed))
 
 
 def _void_rounds_before(number: int, recordings: Recordings) -> int:

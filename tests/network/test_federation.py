@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -11,7 +13,8 @@ import numpy as np
 import pytest
 
 from steelyard.bundle import BundleFile, Manifest, TensorSpec, digest, raw
-from steelyard.recording import Recordings
+from steelyard.recording import Recordings, read_events
+from steelyard.report.traffic import traffic
 from steelyard.transport.base import SERVER, Transfer
 from steelyard.wire import PROTOCOL_VERSION, pb
 
@@ -171,6 +174,47 @@ def test_a_server_killed_mid_round_goes_on_with_what_it_had(make_federation: Mak
         client.fetch(1)
         assert client.submit(1, update).refusal == ""
     assert federation.await_event("round_closed", round=1)["received"] == [0, 1, 2]
+
+
+def forget(run: Path, *names: str) -> None:
+    """Take events out of the log, as if the server had been killed before it wrote them."""
+    kept = [event for event in read_events(run) if event["event"] not in names]
+    (run / "events.jsonl").write_text("".join(json.dumps(event) + "\n" for event in kept), encoding="utf-8")
+
+
+def test_an_update_that_a_killed_server_kept_and_did_not_tell_is_told_once(make_federation: MakeFederation) -> None:
+    federation = make_federation()
+    (a, _, _), update = open_round(federation)
+    assert a.submit(1, update).refusal == ""
+    federation.kill()
+    (before,) = federation.events("received")
+    forget(federation.run, "received")
+    for _ in range(2):
+        federation.start()
+        federation.kill()
+        (after,) = federation.events("received")
+        assert {**after, "time": 0, "seconds": 0} == {**before, "time": 0, "seconds": 0}
+    assert federation.events("round_closed") == []
+
+
+def test_a_round_that_a_killed_server_closed_and_did_not_tell_is_told_and_settled(
+    make_federation: MakeFederation,
+) -> None:
+    federation = make_federation()
+    clients, update = open_round(federation)
+    for client in clients:
+        assert client.submit(1, update).refusal == ""
+    closed = federation.await_event("round_closed", round=1)
+    federation.await_event("round_opened", round=2)
+    federation.kill()
+    (federation.run / "metrics.csv").unlink()  # what follows from the closing had not come about
+    forget(federation.run, "round_closed", "scored")
+    federation.start()
+    (again,) = federation.events("round_closed", round=1)
+    assert {**again, "time": 0} == {**closed, "time": 0}
+    federation.await_event("scored", round=1)
+    rows = [row for row in traffic(read_events(federation.run)) if row.round == 1]
+    assert [(row.client, row.idle_seconds is not None) for row in rows] == [(0, True), (1, True), (2, True)]
 
 
 def test_a_watch_of_nobody_is_refused(make_federation: MakeFederation) -> None:
