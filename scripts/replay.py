@@ -133,12 +133,13 @@ def replay(run: Path, tables: Sequence[Mapping[str, Any]] = ()) -> bool:
     recordings = Recordings(run)
     live = _live_rows(run)
     _refuse_live_names(tables, live)
-    finished, lacking = status(run) == "DONE", lacks(run, {int(number) for number, _, _ in live})
+    scored = {int(number) for number, _, _ in live}
+    launched = status(run)  # "" where the server was started by hand
+    finished = launched == "DONE" or (not launched and len(scored) == half.rounds)
+    lacking = lacks(run, half.rounds, scored, finished=finished)
     if not finished:
-        settled = len({number for number, _, _ in live})
-        print(
-            f"{run}: this run is not finished: {settled} of {half.rounds} rounds are scored; --resume goes on with it"
-        )
+        go_on = "; --resume goes on with it" if launched else ""
+        print(f"{run}: this run is not finished: {len(scored)} of {half.rounds} rounds are scored{go_on}")
     with contextlib.closing(RoundScorer(half, data, recordings, [*half.evaluators, *tables])) as scorer:
         rounds = recordings.closed_rounds() if recordings.closed(1) else []
         if not finished and rounds and str(rounds[-1].round) not in {number for number, _, _ in live}:
@@ -149,24 +150,28 @@ def replay(run: Path, tables: Sequence[Mapping[str, Any]] = ()) -> bool:
     return equal and not lacking
 
 
-def lacks(run: Path, scored: Container[int]) -> list[str]:
-    """What is missing of a run's rounds and of its twin, a line each; `scored` are the rounds in scores.csv."""
-    manifest, recordings = read_manifest(run), Recordings(run)
-    experiment, finished = manifest["experiment"], manifest["status"] == "DONE"
+def lacks(run: Path, rounds: int, scored: Container[int], *, finished: bool) -> list[str]:
+    """What is missing of a run's rounds and of its twin, a line each.
+
+    Args:
+        run: the run directory.
+        rounds: how many the experiment has.
+        scored: the rounds in scores.csv.
+        finished: whether all of them should be there.
+    """
+    recordings = Recordings(run)
     path = run / "metrics.csv"
     measured = {row.whole("round") for row in read_rows(path, ("round",))} if path.exists() else set()
     last, lines = recordings.last_closed(), []
     if lost := recordings.lost_rounds():
         lines.append(f"{_no_closing(recordings, lost[0])}, so rounds {lost[0]} to {last} were not replayed")
-    if finished and last < experiment["rounds"]:
-        lines.append(
-            f"{recordings.folder}: {experiment['rounds']} closed rounds of a finished run expected, got {last}"
-        )
+    if finished and last < rounds:
+        lines.append(f"{recordings.folder}: {rounds} closed rounds of a finished run expected, got {last}")
     for name, there in (("scores.csv", scored), ("metrics.csv", measured)):
         due = range(1, last + 1 if finished else last)  # of a run that goes on, the last one may not be settled yet
         if missing := [str(t) for t in due if t not in there]:
             lines.append(f"{run / name}: rows of every closed round expected, none of round {', '.join(missing)}")
-    attack = experiment["attack"]
+    attack = read_manifest(run)["experiment"]["attack"] if status(run) else {}  # by hand there is no twin
     if attack and attack.get("compare_honest", True) and not (run / "honest").exists():
         lines.append(
             f"{run / 'honest'}: a link to the honest twin expected, as the manifest has one; it was not replayed"

@@ -106,7 +106,7 @@ def test_a_client_with_too_many_calls_may_join_once_they_have_ended(make_federat
     federation = make_federation()
     with silent_calls(federation.address, federation.client(0).metadata, 1, METHODS[:1]):
         federation.await_event("refused", refusal="TOO_MANY_CALLS")
-        with pytest.raises(DisconnectedError, match="client 0 has 4 calls open already"):
+        with pytest.raises(DisconnectedError, match=f"client 0 has {CALLS_PER_CLIENT} calls open already"):
             session_of(federation, 0).join()
     client.session.connect(lambda: session_of(federation, 0), PATIENCE_S).__exit__(None, None, None)
     assert len(federation.events("left", client=0)) == 1
@@ -223,7 +223,7 @@ def test_a_client_has_its_share_of_calls_and_has_it_again(served: Served) -> Non
         served.go.clear()
         calls = [wait.future(b"y", timeout=PATIENCE_S) for _ in range(CALLS_PER_CLIENT + 1)]
         late = next(call for call in iter_done(calls))
-        assert refusal(late.result) == "TOO_MANY_CALLS: client 3 has 4 calls open already"
+        assert refusal(late.result) == f"TOO_MANY_CALLS: client 3 has {CALLS_PER_CLIENT} calls open already"
         served.go.set()
         assert [call.result(PATIENCE_S) for call in calls if call is not late] == [b"y"] * CALLS_PER_CLIENT
 
