@@ -66,6 +66,13 @@ def test_a_flood_of_faults_stays_small_and_is_counted(ledger: Ledger, name: str)
     assert found == [*((name, 3, n) for n in listed), (name, None, 1), ("another", 3, 1)]
 
 
+def test_transfers_that_fail_now_and_then_are_all_told(ledger: Ledger) -> None:
+    """A report counts them, whatever the length of the run."""
+    for number in range(1, 301):
+        ledger.fault("upload_failed", 3, round=number)
+    assert [event["number"] for event in read_events(ledger.run)] == [1] * 300
+
+
 def test_events_of_many_threads_are_whole_lines(ledger: Ledger) -> None:
     threads = [
         threading.Thread(target=lambda k=k: [ledger.event("x", who=k, pad="y" * 5000) for _ in range(20)])  # type: ignore[misc]  # k is bound here
