@@ -35,6 +35,7 @@ from steelyard.config import Experiment, RosterEntry, Shape, to_json
 from steelyard.decoder_store import file_digest
 from steelyard.errors import RunFailedError, UserError, WaitTimeoutError
 from steelyard.network import Fault
+from steelyard.parsing import parse
 from steelyard.process import MISTAKE, last_words
 from steelyard.recording import ROLES
 from steelyard.report.html import write_picture, write_report
@@ -151,13 +152,17 @@ def _by_other_source(run: Path, experiment: Experiment) -> str:
     """
     manifest = read_manifest(run)
     before = manifest["experiment"].get("data", {}).get("folder", "")
-    if before != experiment.data.folder:
+    if _place(before) != _place(experiment.data.folder):
         raise UserError(
             f"{run} was made with [data] folder = {before!r}, not {experiment.data.folder!r}; "
             "name another place with --out, or run it anew with --force"
         )
     theirs, ours = manifest.get("revision", ""), _revision()
     return f", but of other source code (revision {theirs or 'unknown'}, here {ours})" if theirs != ours else ""
+
+
+def _place(folder: str) -> Path | None:
+    return Path(folder).expanduser().resolve() if folder else None
 
 
 def status(run: Path) -> str:
@@ -312,8 +317,9 @@ def _begin(experiment: Experiment, run: Path, launcher: Launcher, say: Callable[
     path = run / "manifest.json"
     manifest = read_manifest(run) if path.exists() and (run / ROLES).exists() else None
     if manifest is not None and (changed := _changed(manifest["experiment"], experiment)):
-        if not any((run / "recordings").glob("round-*/closed.json")):  # nothing to lose, e.g. refused for that setting
-            manifest = None
+        recorded = (run / "recordings").glob("round-*/*")
+        if not any(path.name == "closed.json" or path.name.startswith("client-") for path in recorded):
+            manifest = None  # nothing to lose, e.g. refused for that setting
         else:
             say(f"{run} goes on with {', '.join(changed)} as it began; --force begins anew")
     if manifest is not None:
@@ -385,6 +391,7 @@ def _version(package: str) -> str:
 def _changed(before: dict[str, Any], experiment: Experiment) -> list[str]:
     """The settings, all of which decide no result, in which an experiment differs from a manifest's."""
     now = json.loads(json.dumps(asdict(experiment)))
+    before = json.loads(json.dumps(asdict(parse(Experiment, before, "the manifest's experiment"))))  # with new defaults
     changed = []
     for section in sorted(set(before) | set(now)):
         one, other = before.get(section), now.get(section)
@@ -401,14 +408,17 @@ def _revision() -> str:
     for path in sorted(path for folder in CODE for suffix in ("*.py", "*.c") for path in (ROOT / folder).rglob(suffix)):
         code.update(str(path.relative_to(ROOT)).encode() + b"\0" + hashlib.sha256(path.read_bytes()).digest())
     answers = []
-    for command in (["rev-parse", "HEAD"], ["status", "--porcelain", "--", *CODE]):
+    for command in (["rev-parse", "--show-toplevel", "HEAD"], ["status", "--porcelain", "--", *CODE]):
         try:
             answers.append(
                 subprocess.run(["git", "-C", str(ROOT), *command], capture_output=True, text=True, check=True).stdout
             )
         except (OSError, subprocess.CalledProcessError):
             return f"+{code.hexdigest()[:10]}"
-    return answers[0].strip() + (f"+{code.hexdigest()[:10]}" if answers[1].strip() else "")
+    top, head = answers[0].split("\n")[:2]
+    if Path(top).resolve() != ROOT:  # installed within another repository
+        return f"+{code.hexdigest()[:10]}"
+    return head + (f"+{code.hexdigest()[:10]}" if answers[1].strip() else "")
 
 
 def _write_manifest(run: Path, manifest: dict[str, Any]) -> None:

@@ -156,7 +156,10 @@ def _tell_untold(number: int, closed: ClosedRound | None, recordings: Recordings
     """
     events = [event for event in read_events(ledger.run) if event.get("round") == number]
     told = {event["client"] for event in events if event["event"] == "received"}
-    for client, path in recordings.updates(number).items():
+    counting = recordings.updates(number)
+    if closed is not None:  # one that came too late may lie there still
+        counting = {client: path for client, path in counting.items() if client in closed.received}
+    for client, path in counting.items():
         if client not in told:
             manifest = BundleFile.open(path).manifest
             size = {"bytes": manifest.nbytes, "sha256": manifest.sha256}

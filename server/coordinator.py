@@ -312,8 +312,9 @@ class Coordinator:
         for upload in list(self._uploads.values()):
             if not upload.claimed:
                 self._cancel(upload)
-        self._closing = ClosedRound(**asdict(action))
-        self._recordings.close(self._closing)
+        closed = ClosedRound(**asdict(action))
+        self._recordings.close(closed)
+        self._closing = closed
         self._ledger.event("round_closed", **asdict(action))
 
     # -- uploads -------------------------------------------------------------------------------------------------
@@ -361,9 +362,13 @@ class Coordinator:
                     del self._uploads[client]
                 self._changed.notify_all()
             upload.file.close()
-        if receipt.refusal in FAULTS:
-            self._wait_no_more(client, number)
-        upload.outcome.set_result(receipt)
+        try:
+            if receipt.refusal in FAULTS:
+                self._wait_no_more(client, number)
+        except Exception as error:  # noqa: BLE001 - our disk's: the round could not be closed, and nobody else would say so
+            self.fail(f"closing round {number} failed: {error!r}")
+        finally:
+            upload.outcome.set_result(receipt)
 
     def _wait_no_more(self, client: int, number: int) -> None:
         """Have the round close without a client whose update was refused, unless it sends another one already."""

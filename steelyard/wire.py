@@ -21,7 +21,7 @@ __all__ = [
     "refusal_value",
 ]
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 
 
 class Reply(Protocol):

@@ -35,7 +35,8 @@ SHAPLEY = ("fedsv", "shapley", "tmc", "gtg", "gtg_corrected")
 class Estimate:
     """One evaluator on one game at one budget: root mean square error over players and repetitions, mean calls.
 
-    `covered` is how often an interval of +- 1.96 standard errors holds the reference, an unknown error holding nothing.
+    `covered` is how often an interval of +- 1.96 standard errors holds the reference, of those whose error is known;
+    nan where none is.
     """
 
     evaluator: str

@@ -13,6 +13,7 @@ from typing import Literal
 from steelyard.report.measures import paired_interval
 
 Direction = Literal["greater", "less", "two-sided"]
+ROUNDING = 1e-9  # by which differences of equal rates may differ
 MARGIN = 0.01
 """The accuracy that an attack may cost and still count as keeping utility: 1.0 point."""
 
@@ -54,7 +55,7 @@ def paired_t_test(differences: Sequence[float], direction: Direction = "two-side
         return None
     mean = math.fsum(differences) / n
     error = math.sqrt(math.fsum((d - mean) ** 2 for d in differences) / (n - 1) / n)
-    if mean and min(differences) == max(differences):
+    if abs(mean) > ROUNDING and max(differences) - min(differences) <= ROUNDING:
         alike = 0.5**n
         return 2 * alike if direction == "two-sided" else alike if (mean > 0) == (direction == "greater") else 1.0
     t = mean / error if error else 0.0

@@ -17,11 +17,10 @@ import grpc
 
 from steelyard.errors import RefusedError
 from steelyard.transport.faults import refuse
-from steelyard.transport.settings import MAX_TIMEOUT_S
+from steelyard.transport.settings import LONGEST_CALL_S
 
 CALLS_PER_CLIENT = 6  # an honest one has up to three, and as many of a connection that broke without a word
 SPARE_THREADS = 8  # that no client can hold: they refuse
-LONGEST_CALL_S = MAX_TIMEOUT_S + 60.0  # a call may outlast the wait that it asks for
 
 
 def threads(clients: int) -> int:

@@ -18,7 +18,7 @@ from steelyard.transport.base import CHUNK_BYTES, Put, Sink, Transfer, chunks
 from steelyard.transport.endpoint import MESSAGE_BYTES, channel_options, server_options
 from steelyard.transport.faults import fault_of, refuse
 from steelyard.transport.pending import Entry, Pending
-from steelyard.transport.settings import MAX_TIMEOUT_S
+from steelyard.transport.settings import LONGEST_CALL_S, MAX_TIMEOUT_S
 
 __all__ = ["GrpcClientPlane", "GrpcServerPlane", "channel_options", "server_options"]
 
@@ -118,8 +118,8 @@ class GrpcServerPlane:
     def _claim(self, context: grpc.ServicerContext, *, incoming: bool) -> Entry:
         try:
             peer = self._authenticate(context)
-            if not context.time_remaining() <= MAX_TIMEOUT_S:
-                raise RefusedError("BAD_TRANSFER", f"a call with a deadline of at most {MAX_TIMEOUT_S:g} s expected")
+            if not context.time_remaining() <= LONGEST_CALL_S:  # gRPC rounds a call's deadline up
+                raise RefusedError("BAD_TRANSFER", f"a call with a deadline of at most {LONGEST_CALL_S:g} s expected")
             name = next((str(value) for key, value in context.invocation_metadata() if key == TRANSFER_KEY), "")
             return self._pending.claim(name, peer, incoming=incoming, stop=context.cancel)
         except RefusedError as refusal:

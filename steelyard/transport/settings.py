@@ -13,6 +13,7 @@ from steelyard.parsing import Positive, PositiveFloat
 
 COLLECTIVE = ("gloo", "nccl")
 MAX_TIMEOUT_S = 3600.0  # the server refuses calls that may take longer, since each holds a thread
+LONGEST_CALL_S = MAX_TIMEOUT_S + 60.0  # a call may outlast the wait that it asks for
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -42,6 +42,7 @@ def test_a_test_without_spread_or_pairs() -> None:
     assert (paired_t_test([0.5, 0.5], "greater"), paired_t_test([0.5, 0.5], "less")) == (0.25, 1.0)
     assert paired_t_test([0.1] * 3) == 0.25, "the sign test's, whatever their mean is rounded to"
     assert paired_t_test([-1.0] * 5, "less") == 1 / 32
+    assert paired_t_test([0.85 - 0.80, 0.90 - 0.85, 0.95 - 0.90], "greater") == 1 / 8, "equal but for rounding"
 
 
 def test_an_estimate_is_students_interval() -> None:

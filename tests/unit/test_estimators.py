@@ -699,6 +699,29 @@ def test_a_cut_before_every_step_leaves_errors_unknown(kind: str) -> None:
     assert np.isnan(scores.std_error).all()
 
 
+@pytest.mark.parametrize("kind", ["gtg", "gtg_corrected"])
+def test_leading_alone_tells_no_error(kind: str) -> None:
+    """Everybody alone is worth as much as all, so each walk ends behind its leader, and none differs from another."""
+    sizes, first = all_masks(4).sum(axis=1), all_masks(4)[:, 0]
+    table = np.where(sizes == 0, 0.0, np.where((sizes > 1) & (sizes < 4) & first, 0.2, 1.0))
+    scores = run(TableGame(table), kind)
+    assert scores.calls == 6
+    assert np.isnan(scores.std_error).all()
+
+
+def test_equal_orders_by_chance_tell_no_error_of_gtg() -> None:
+    table = np.sqrt(all_masks(3) @ np.array([1.0, 2.0, 3.0]))
+    _, errors = repeated(table, "gtg_corrected", 60, target_std_error=1.0)
+    assert (errors[~np.isnan(errors)] > 0).all()
+
+
+def test_what_is_cut_before_every_step_is_not_walked_again() -> None:
+    flat = TableGame(np.full(8, 0.5))
+    for kind in ("tmc", "gtg_corrected"):
+        scores = run(flat, kind, target_std_error=1e-9)
+        assert (scores.converged, scores.calls) == (True, 2)
+
+
 def test_a_gain_that_is_just_the_threshold_is_taken_for_it() -> None:
     """Three examples of 300 are a gain of 0.01, which floats miss now from above and now from below."""
     games = [TableGame(np.array([(right - 3) / 300, right / 300])) for right in range(3, 301)]

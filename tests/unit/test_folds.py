@@ -182,6 +182,14 @@ def test_comfedsv_within_calls_shows_the_same_coalitions_every_round() -> None:
     assert 0.8 < np.mean(within) < 1, "seven pairs of orders"
 
 
+def test_comfedsv_asks_for_the_empty_coalition_besides() -> None:
+    table = np.sqrt(all_masks(3) @ np.array([1.0, 2.0, 3.0]))
+    round_ = Fake(vectors([1], [1], [1]), (0, 1, 2), (5,) * 3, number=1, table=table)
+    total, error, calls, converged = fold_totals("comfedsv", [round_], calls=7)
+    np.testing.assert_allclose(total, shapley_coefficients(3) @ table)
+    assert (error.tolist(), calls, converged) == ([0.0] * 3, 8, True)
+
+
 def test_comfedsv_knows_no_error_of_what_it_completes() -> None:
     """Additive rounds, everybody worth 0.1, three of four in each: the coalition of all is never seen."""
     shifts = [tuple(k for k in range(4) if k != t % 4) for t in range(4)]

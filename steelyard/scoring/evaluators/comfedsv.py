@@ -122,13 +122,13 @@ class ComFedSV:
         members = list(round_.members)
         absent = np.ones(columns.shape[1], dtype=bool)
         absent[members] = False
-        shown = np.flatnonzero(~columns[:, absent].any(axis=1))
+        shown = np.flatnonzero(~columns[:, absent].any(axis=1) & columns.any(axis=1))
         if len(shown) > self.params.calls:
             shown = np.sort(generator.permutation(shown)[: self.params.calls])
         game = round_.view(self.params.utility)
         masks = np.vstack([np.zeros((1, len(members)), dtype=bool), columns[shown][:, members]])
         values = game.values(masks)
-        row_M = np.full(len(columns), np.nan)
+        row_M = np.where(columns.any(axis=1), np.nan, 0.0)  # the empty coalition adds nothing and is asked for anyway
         row_M[shown] = values[1:] - values[0]
         return row_M, game.calls
 

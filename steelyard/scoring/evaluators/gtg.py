@@ -33,8 +33,11 @@ from steelyard.parsing import NonNegativeFloat, Positive, PositiveFloat, Range
 from steelyard.scoring.coalitions import Floats, Game
 from steelyard.scoring.evaluators.base import NO_SCORES, Scores, linear_scores
 from steelyard.scoring.evaluators.budget import BudgetParams, meets
+from steelyard.scoring.evaluators.racing import FIRST
 from steelyard.scoring.evaluators.tmc import none_walked
 from steelyard.scoring.evaluators.truncated import ROUNDING, Walk, Walker, known, walk_coefficients, walk_marginals
+
+ENOUGH = 6
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,17 +104,23 @@ class Gtg:
                 if walk is None:
                     return walks, False
                 walks.append(walk)
+                if walk.cut == 0:  # as every other one would be
+                    return walks, True
             if self._settled(walks, walker):
                 return walks, True
         return walks, False
 
     def _std_error(self, walks: list[Walk], walker: Walker) -> Floats:
         marginals = walk_marginals(walks, walker.values, shares_rest=self.shares_rest)
-        return known(walks, led_std_error(marginals, [int(walk.order[0]) for walk in walks]))
+        error_n = led_std_error(marginals, [int(walk.order[0]) for walk in walks])
+        if len(error_n) == 1:
+            return error_n if self.shares_rest else known(walks, error_n)
+        return known(walks, error_n, first=1)
 
     def _settled(self, walks: list[Walk], walker: Walker) -> bool:
         if self.params.target_std_error > 0:
-            return meets(self.params, self._std_error(walks, walker))
+            enough = max(len(walks), len(walker.values)) >= FIRST * len(walks[0].order)
+            return enough and meets(self.params, self._std_error(walks, walker))
         marginals = walk_marginals(walks, walker.values, shares_rest=self.shares_rest)
         count = len(marginals)
         if count <= self.params.at_least or count <= self.params.last:
@@ -143,19 +152,21 @@ def led_std_error(marginals: Floats, leaders: Sequence[int]) -> Floats:
     """Standard error of the mean over leaders of the means of their orders, [n].
 
     Who leads is fixed, so only the spread among the orders of one leader counts. It is pooled over leaders other than
-    the player itself, which always joins nobody where it leads; nan until the second cycle is over.
+    the player itself, which always joins nobody where it leads; nan until the second cycle is over, and below ENOUGH
+    degrees of freedom, where a few equal orders would make it 0.
     """
     n = marginals.shape[1]
     if n == 1:
         return np.zeros(1)
     orders_n = np.bincount(leaders, minlength=n)
-    if orders_n.min() < 2:
+    others = ~np.eye(n, dtype=bool)
+    degrees_n = others @ (orders_n - 1)
+    if orders_n.min() < 2 or degrees_n.min() < ENOUGH:
         return np.full(n, np.nan)
     sums = np.zeros((n, n))  # leader, player
     np.add.at(sums, leaders, marginals)
     squares = np.zeros((n, n))
     np.add.at(squares, leaders, (marginals - (sums / orders_n[:, None])[list(leaders)]) ** 2)
-    others = ~np.eye(n, dtype=bool)
-    spread_n = (squares * others).sum(axis=0) / (others @ (orders_n - 1))
+    spread_n = (squares * others).sum(axis=0) / degrees_n
     error_n: Floats = np.sqrt(spread_n * (others @ (1 / orders_n))) / n
     return error_n

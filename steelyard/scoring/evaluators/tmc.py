@@ -16,6 +16,7 @@ from steelyard.parsing import NonNegativeFloat, Positive
 from steelyard.scoring.coalitions import Floats, Game
 from steelyard.scoring.evaluators.base import NO_SCORES, Scores, linear_scores
 from steelyard.scoring.evaluators.budget import BudgetParams, meets
+from steelyard.scoring.evaluators.racing import FIRST
 from steelyard.scoring.evaluators.truncated import Walk, Walker, known, walk_coefficients, walk_marginals
 
 
@@ -49,7 +50,11 @@ class Tmc:
             if walk is None:
                 break
             walks.append(walk)
-            if self.params.target_std_error > 0 and len(walks) >= look:
+            if walk.cut == 0:  # as every other one would be
+                reached = True
+                break
+            enough = max(len(walks), len(walker.values)) >= FIRST * n
+            if self.params.target_std_error > 0 and enough and len(walks) >= look:
                 look += len(walks) // 4
                 if reached := meets(self.params, _std_error(walks, walker.values)):
                     break

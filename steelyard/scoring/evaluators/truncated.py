@@ -115,9 +115,12 @@ def walk_coefficients(walks: list[Walk], coalitions: int, *, shares_rest: bool) 
     return counts / len(walks)
 
 
-def known(walks: list[Walk], std_error_n: Floats) -> Floats:
-    """Standard errors, nan for players that stand behind the cut in every order: of them nothing was evaluated."""
+def known(walks: list[Walk], std_error_n: Floats, first: int = 0) -> Floats:
+    """Standard errors, nan for players that stand behind the cut in every order: of them nothing was evaluated.
+
+    Places before the `first` do not count: who stands there is no matter of chance.
+    """
     met = np.zeros(len(std_error_n), dtype=bool)
     for walk in walks:
-        met[walk.order[: walk.cut]] = True
+        met[walk.order[first : walk.cut]] = True
     return np.where(met, std_error_n, np.nan)
