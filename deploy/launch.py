@@ -7,11 +7,8 @@ start; its manifest says RUNNING, DONE or FAILED, so whatever was interrupted is
 from __future__ import annotations
 
 import fcntl
-import hashlib
-import importlib.metadata
 import json
 import os
-import platform
 import shutil
 import subprocess
 import sys
@@ -26,16 +23,16 @@ from typing import Any, Literal, Protocol
 from deploy.containers.boxes import prepare_boxed
 from deploy.containers.run import LOCK, run_containers
 from deploy.decoders import check_decoder
-from deploy.environment import DETERMINISM, THREADS, process_environment
+from deploy.environment import process_environment
 from deploy.local import run_local
 from deploy.prepare import client_half, prepare, server_half
+from deploy.provenance import provenance, revision
 from deploy.torchrun.job import run_torchrun
 from steelyard.bundle import write_text
 from steelyard.config import Experiment, RosterEntry, Shape, to_json
-from steelyard.decoder_store import file_digest
 from steelyard.errors import RunFailedError, UserError, WaitTimeoutError
 from steelyard.network import Fault
-from steelyard.parsing import parse
+from steelyard.parsing import differing, parse
 from steelyard.process import MISTAKE, last_words
 from steelyard.recording import ROLES
 from steelyard.report.html import write_picture, write_report
@@ -43,9 +40,6 @@ from steelyard.report.summary import summarize, write_summary
 
 Launcher = Literal["local", "inline", "torchrun", "compose"]
 UNFINISHED = f"{ROLES}.part"
-ROOT = Path(__file__).resolve().parents[1]
-CODE = ("client", "deploy", "protos", "scripts", "server", "steelyard")
-COMPILED = ROOT / "steelyard" / "scoring" / "paths"  # not imported: it takes torch
 CHECK_TIMEOUT_S = 300.0  # importing torch takes seconds, minutes on a busy machine
 BOUNDARY = "separate processes of one user: an audit hook on opened files is the proof, the system does not enforce it"
 BOUNDARIES = {
@@ -157,7 +151,7 @@ def _by_other_source(run: Path, experiment: Experiment) -> str:
             f"{run} was made with [data] folder = {before!r}, not {experiment.data.folder!r}; "
             "name another place with --out, or run it anew with --force"
         )
-    theirs, ours = manifest.get("revision", ""), _revision()
+    theirs, ours = manifest.get("revision", ""), revision()
     return f", but of other source code (revision {theirs or 'unknown'}, here {ours})" if theirs != ours else ""
 
 
@@ -168,6 +162,11 @@ def _place(folder: str) -> Path | None:
 def status(run: Path) -> str:
     """What a run directory's manifest says: RUNNING, DONE, FAILED, or "" where there is none."""
     return str(read_manifest(run)["status"]) if (run / "manifest.json").exists() else ""
+
+
+def boundary_of(manifest: dict[str, Any]) -> str:
+    """What kept a run's roles apart, for a person."""
+    return BOUNDARIES.get(manifest["launcher"], BOUNDARY)
 
 
 def read_manifest(run: Path) -> dict[str, Any]:
@@ -255,10 +254,8 @@ def _run_one(experiment: Experiment, run: Path, honest: Path | None, options: Op
             _launch(experiment, run, options, view)
             seconds = round(manifest.get("seconds", 0.0) + time.monotonic() - started, 3)
             manifest |= {"seconds": seconds}
-            shared = "inline" in (options.launcher, manifest["launcher"])  # what was once in one process stays so
-            boundary = BOUNDARIES.get("inline" if shared else options.launcher, BOUNDARY)
             _write_manifest(run, {**manifest, "status": "RUNNING"})
-            summary = summarize(run, honest, experiment.attackers, boundary=boundary)
+            summary = summarize(run, honest, experiment.attackers, boundary=boundary_of(manifest))
             write_summary(run, summary)
             write_report(run, summary)
             write_picture(summary, run / "values.svg")
@@ -329,6 +326,8 @@ def _begin(experiment: Experiment, run: Path, launcher: Launcher, say: Callable[
                 f"with --launcher {manifest['launcher']}, or run it anew with --force"
             )
         manifest.pop("reason", None)
+        if launcher == "inline":  # what was once in one process stays so
+            manifest["launcher"] = launcher
     else:
         part = run / UNFINISHED
         for unfinished in (part, run / ROLES):  # without both a manifest and roles nothing has run yet
@@ -353,72 +352,10 @@ def _begin(experiment: Experiment, run: Path, launcher: Launcher, say: Callable[
     return manifest
 
 
-def provenance() -> dict[str, Any]:
-    """What a number depends on beside the experiment: processor, versions, threads, source revision, machine code."""
-    packages = ("torch", "numpy", "grpcio", "protobuf", "scikit-learn", "steelyard")
-    return {
-        "processor": _processor(),
-        "machine": platform.machine(),
-        "cores": os.cpu_count(),
-        "python": platform.python_version(),
-        "versions": {name: _version(name) for name in packages},
-        "threads": THREADS,
-        "determinism": DETERMINISM,
-        "revision": _revision(),
-        "compiled": {file.name: file_digest(file) for file in sorted(COMPILED.glob("winograd-*.so"))},
-    }
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor()
-    fields = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines) if value}
-    names = ("model name", "cpu family", "model")
-    return ", ".join(
-        fields[name] if name == "model name" else f"{name} {fields[name]}" for name in names if name in fields
-    )
-
-
-def _version(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed"
-
-
 def _changed(before: dict[str, Any], experiment: Experiment) -> list[str]:
     """The settings, all of which decide no result, in which an experiment differs from a manifest's."""
-    now = json.loads(json.dumps(asdict(experiment)))
-    before = json.loads(json.dumps(asdict(parse(Experiment, before, "the manifest's experiment"))))  # with new defaults
-    changed = []
-    for section in sorted(set(before) | set(now)):
-        one, other = before.get(section), now.get(section)
-        if isinstance(one, dict) and isinstance(other, dict):
-            changed += [f"{section}.{key}" for key in sorted(set(one) | set(other)) if one.get(key) != other.get(key)]
-        elif one != other:
-            changed.append(section)
-    return changed
-
-
-def _revision() -> str:
-    """The source's git revision; with `+` and a digest of the code where it differs; the digest alone elsewhere."""
-    code = hashlib.sha256()
-    for path in sorted(path for folder in CODE for suffix in ("*.py", "*.c") for path in (ROOT / folder).rglob(suffix)):
-        code.update(str(path.relative_to(ROOT)).encode() + b"\0" + hashlib.sha256(path.read_bytes()).digest())
-    answers = []
-    for command in (["rev-parse", "--show-toplevel", "HEAD"], ["status", "--porcelain", "--", *CODE]):
-        try:
-            answers.append(
-                subprocess.run(["git", "-C", str(ROOT), *command], capture_output=True, text=True, check=True).stdout
-            )
-        except (OSError, subprocess.CalledProcessError):
-            return f"+{code.hexdigest()[:10]}"
-    top, head = answers[0].split("\n")[:2]
-    if Path(top).resolve() != ROOT:  # installed within another repository
-        return f"+{code.hexdigest()[:10]}"
-    return head + (f"+{code.hexdigest()[:10]}" if answers[1].strip() else "")
+    parsed = parse(Experiment, before, "the manifest's experiment")  # with defaults that it was written before
+    return differing(asdict(parsed), asdict(experiment))
 
 
 def _write_manifest(run: Path, manifest: dict[str, Any]) -> None:

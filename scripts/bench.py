@@ -26,8 +26,8 @@ from rich.console import Console
 from rich.table import Table
 
 from deploy.environment import process_environment
-from deploy.launch import provenance
 from deploy.prepare import server_folder
+from deploy.provenance import provenance
 from scripts import bench_transport
 from steelyard.bundle import read_arrays, write_text
 from steelyard.config import (

@@ -25,7 +25,8 @@ from rich.console import Console
 from rich.table import Table
 
 from deploy.environment import process_environment
-from deploy.launch import Options, provenance, run_experiment
+from deploy.launch import Options, run_experiment
+from deploy.provenance import provenance
 from steelyard.benchmarks.transport import WAYS, Case, Cell, compare
 from steelyard.benchmarks.transport_peers import PEERS, measure
 from steelyard.bundle import write_text

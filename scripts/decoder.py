@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from deploy.environment import process_environment
-from deploy.launch import provenance
+from deploy.provenance import provenance
 from scripts.progress import command_name
 from steelyard.bundle import read_arrays, write_arrays, write_text
 from steelyard.config import Experiment, Shape, load_experiment, to_json

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from deploy.environment import process_environment
-from deploy.launch import Options, provenance, run_experiment
+from deploy.launch import Options, run_experiment
+from deploy.provenance import provenance
 from scripts.progress import Silent
 from steelyard.config import load_experiment
 from steelyard.errors import UserError

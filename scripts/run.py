@@ -11,7 +11,7 @@ from typing import get_args
 
 from deploy.containers.engine import connect
 from deploy.containers.run import run_containers
-from deploy.launch import BOUNDARIES, BOUNDARY, Launcher, Options, read_manifest, run_experiment, status
+from deploy.launch import Launcher, Options, boundary_of, read_manifest, run_experiment, status
 from scripts.compose import add_box_arguments, box_of
 from scripts.progress import Progress, command_name
 from steelyard.config import Experiment, load_experiment
@@ -67,7 +67,7 @@ def _mend_summary(run: Path, experiment: Experiment) -> None:
         json.loads((run / "summary.json").read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
         honest = run / "honest" if experiment.compares_honest else None
-        boundary = BOUNDARIES.get(read_manifest(run)["launcher"], BOUNDARY)
+        boundary = boundary_of(read_manifest(run))
         write_summary(run, summarize(run, honest, experiment.attackers, boundary=boundary))
 
 

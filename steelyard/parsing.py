@@ -70,6 +70,18 @@ def parse(kind: type[T], table: Mapping[str, Any], where: str) -> T:
     return kind(**{key: _value(hints[key], value, f"{where} {key}") for key, value in table.items()})
 
 
+def differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    """The keys in which two tables differ, those of a table in both as "table.key", sorted."""
+    found = []
+    for key in sorted({*one, *other}):
+        left, right = one.get(key), other.get(key)
+        if isinstance(left, Mapping) and isinstance(right, Mapping):
+            found += [f"{key}.{inner}" for inner in sorted({*left, *right}) if left.get(inner) != right.get(inner)]
+        elif left != right:
+            found.append(key)
+    return found
+
+
 def nearest(word: str, known: Any) -> str:
     """A hint for an unknown word: the nearest known one, and all of them."""
     known = list(known)

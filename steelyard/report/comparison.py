@@ -23,7 +23,7 @@ import numpy as np
 
 from steelyard.config import Experiment
 from steelyard.errors import UserError
-from steelyard.parsing import parse
+from steelyard.parsing import differing, parse
 from steelyard.report.contrasts import Estimate, estimate
 from steelyard.report.measures import Floats, ranks, root_sum_of_squares
 from steelyard.report.records import REPLAYED, Records, Scores, read_records, read_scores
@@ -115,16 +115,9 @@ def _difference(one: Experiment, other: Experiment) -> str | None:
     """
     a, b = ({**each.deciding(), "seed": 0} for each in (one, other))
     theirs, ours = ({table["name"]: table for table in each.pop("evaluators")} for each in (a, b))
-    differing = [f"evaluator {name}" for name in theirs if name in ours and theirs[name] != ours[name]]
-    for section in sorted(set(a) | set(b)):
-        left, right = a.get(section), b.get(section)
-        if isinstance(left, dict) and isinstance(right, dict):
-            differing += [
-                f"{section}.{key}" for key in sorted(set(left) | set(right)) if left.get(key) != right.get(key)
-            ]
-        elif left != right:
-            differing.append(section)
-    return differing[0] if differing else None
+    found = [f"evaluator {name}" for name in theirs if name in ours and theirs[name] != ours[name]]
+    found += differing(a, b)
+    return found[0] if found else None
 
 
 def comparison_table(comparisons: Sequence[Comparison]) -> str:

@@ -99,6 +99,17 @@ def test_what_goes_on_says_which_settings_stay(undisturbed: Any, shell: Any) -> 
     assert "goes on with scoring.workers as it began; --force begins anew" in said
 
 
+def test_what_was_once_in_one_process_never_claims_that_roles_were_apart(undisturbed: Any, shell: Any) -> None:
+    shutil.copytree(undisturbed.run.parent, shell.out, symlinks=True)
+    run = shell.the_run()
+    for launcher in ("inline", "local"):
+        change(run, status="FAILED")
+        shell.run("--launcher", launcher)
+    (run / "summary.json").unlink()
+    shell.run()  # makes the summary anew
+    assert json.loads((run / "summary.json").read_text(encoding="utf-8"))["boundary"].startswith("none: all roles")
+
+
 def change(run: Path, **fields: str) -> None:
     path = run / "manifest.json"
     path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | fields), encoding="utf-8")

@@ -21,6 +21,7 @@ from steelyard.parsing import (
     PositiveFloat,
     Range,
     choose,
+    differing,
     nearest,
     parse,
 )
@@ -88,6 +89,12 @@ def test_every_kind_of_field() -> None:
     assert outer.table == {"a": [1, {"b": 2.5}], "c": True, "d": "word"}
     assert (outer.ages, outer.between) == ({"k": 4}, 5)
     assert parsed(seed=None).seed is None
+
+
+def test_tables_differ_in_keys_and_in_keys_of_tables() -> None:
+    one = {"a": 1, "b": {"x": 1, "y": [2]}, "c": {}, "d": 4}
+    assert differing(one, one) == []
+    assert differing(one, {"a": 2, "b": {"x": 1, "y": [3], "z": 0}, "c": 3}) == ["a", "b.y", "b.z", "c", "d"]
 
 
 MISTAKES: list[tuple[dict[str, Any], str]] = [
