@@ -112,7 +112,7 @@ class ComFedSV:
         clients = state["columns"].shape[1]
         if clients <= self.params.exact_up_to and 2**clients <= self.params.calls + 1:
             return {**state, "columns": all_masks(clients).astype(np.uint8)}
-        affordable = (self.params.calls - 1) // max(2 * (clients - 1), 1)  # the empty coalition is no part of `calls`
+        affordable = (self.params.calls - 1) // max(2 * (clients - 1), 1)  # all orders share the full coalition
         orders = antithetic_orders(clients, max(min(self.params.permutations, affordable), 1), generator)
         columns, walks = walk_coalitions(orders)
         return {**state, "orders": orders, "walks": walks, "columns": columns.astype(np.uint8)}
