@@ -153,11 +153,12 @@ class Nccl:
         with torch.cuda.device(self._device):
             self._group = dist.ProcessGroupNCCL(store, rank, 2, dist.ProcessGroupNCCL.Options())
             first = torch.zeros(1, dtype=torch.uint8)  # nccl connects when something moves
-            moved = (self.send if rank == SERVER_RANK else self.receive)(first)
             try:
-                moved(timeout_s)
+                (self.send if rank == SERVER_RANK else self.receive)(first)(timeout_s)
             except RuntimeError:
-                self.abort()  # else a kernel of it would wait on the GPU for as long as the error is kept
+                # Else a kernel of it would wait on the GPU for as long as the error is kept, and a group that never
+                # connected would warn, whenever it is collected, that nobody ended it.
+                self.abort()
                 raise
 
     def send(self, part: torch.Tensor) -> Wait:
