@@ -3,6 +3,7 @@
 `python -m deploy.forks` loads the client's code, which takes each process that does it alone a second and 150 MB, and
 then forks one client for every line that it reads. It has no role folder open and knows no secret; a fork is a process
 of its own, a child of the launcher like any other. Linux only: elsewhere a fork of a fork is not the launcher's child.
+The tests fork servers too: `python -m deploy.forks server`.
 Not multiprocessing's fork server: its processes are that server's children, in whatever environment this process has.
 """
 
@@ -82,15 +83,19 @@ class Fork:
 
 
 class Nursery:
-    """The process that forks clients. It loads from the moment it is made; the first fork waits for that."""
+    """The process that forks clients. It loads from the moment it is made; the first fork waits for that.
 
-    def __init__(self) -> None:
+    `program` is what else than a client's process forks: Python's arguments for one that ends in `serve`.
+    """
+
+    def __init__(self, *program: str) -> None:
+        self._program = program or ("-m", "deploy.forks")
         ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1)
         self._served = False
         self._start()
 
     def fork(self, folder: Path, arguments: list[str], log: Path) -> Fork:
-        """Start the client of a role folder; what it says is appended to the log.
+        """Start the role of a folder; what it says is appended to the log.
 
         Raises:
             RunFailedError: it could not be started; a process that was ended after it had served is replaced once.
@@ -119,7 +124,7 @@ class Nursery:
     def _start(self) -> None:
         self._words = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the process
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "deploy.forks"],
+            [sys.executable, *self._program],
             env=process_environment(),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -138,7 +143,7 @@ class Nursery:
         except BrokenPipeError:
             return ""
         if not select.select([self._process.stdout], [], [], LOAD_TIMEOUT_S)[0]:
-            raise WaitTimeoutError(f"the clients' code was not loaded within {LOAD_TIMEOUT_S:g} s")
+            raise WaitTimeoutError(f"the role's code was not loaded within {LOAD_TIMEOUT_S:g} s")
         return self._process.stdout.readline().strip()
 
     def _last_words(self) -> str:
@@ -149,16 +154,21 @@ class Nursery:
 
 
 def main() -> int:
-    """Load, then fork for every line; a fork goes on as its client's own process."""
+    """Fork clients, or what the command line names."""
+    serve(*sys.argv[1:2] or ["client"])
+    return 0
+
+
+def serve(role: str) -> None:
+    """Load a role's code, then fork for every line; a fork goes on as that role's own process."""
     exit_with_launcher()
     settle_down()
-    importlib.import_module("client.app")
+    importlib.import_module(f"{role}.app")
     while line := sys.stdin.readline():
         order = json.loads(line)
         if _is_fork():
-            _become(order)
-            runpy.run_module("client", run_name="__main__", alter_sys=True)
-    return 0
+            _become(role, order)
+            runpy.run_module(role, run_name="__main__", alter_sys=True)
 
 
 def _is_fork() -> bool:
@@ -184,7 +194,7 @@ def _is_fork() -> bool:
     return True
 
 
-def _become(order: dict[str, Any]) -> None:
+def _become(role: str, order: dict[str, Any]) -> None:
     """Leave everything of the parent's behind: its pipes, its session, its name."""
     os.setsid()
     log = os.open(order["log"], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
@@ -194,7 +204,7 @@ def _become(order: dict[str, Any]) -> None:
     os.close(log)
     os.close(nothing)
     ctypes.CDLL(None).prctl(PR_SET_NAME, order["name"].encode("ascii"))
-    sys.argv = ["client", *order["arguments"]]
+    sys.argv = [role, *order["arguments"]]
 
 
 if __name__ == "__main__":

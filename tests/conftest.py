@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -16,7 +14,8 @@ import grpc
 import numpy as np
 import pytest
 
-from deploy.environment import THREADS, process_environment
+from deploy.environment import THREADS
+from deploy.forks import Fork, Nursery
 from deploy.prepare import client_folder, prepare, server_folder
 from protos import federation_pb2_grpc
 from steelyard.bundle import Manifest, digest, raw
@@ -129,22 +128,29 @@ class Federation:
 
     roles: Path
     run: Path
-    server: subprocess.Popen[str] | None = None
+    nursery: Nursery
+    server: Fork | None = None
     address: str = ""
     opened: list[Scripted] = field(default_factory=list)
 
+    @property
+    def log(self) -> Path:
+        """What the server has said, of all its starts."""
+        return self.roles / "log.txt"
+
     def start(self) -> None:
-        self.server = subprocess.Popen(
-            [sys.executable, "-m", "server", str(server_folder(self.roles)), "--run", str(self.run)],
-            env=process_environment(),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        assert self.server.stdout is not None
-        line = self.server.stdout.readline()
-        assert line.startswith("listening on "), f"{line}{self.server.stderr.read() if self.server.stderr else ''}"
-        self.address = line.removeprefix("listening on ").strip()
+        self.log.touch()  # so that there is one to read before the server says anything
+        said = self.log.stat().st_size
+        server = self.server = self.nursery.fork(server_folder(self.roles), ["--run", str(self.run)], self.log)
+
+        def line() -> str:
+            ended = server.poll() is not None
+            text = self.log.read_text(encoding="utf-8")[said:]
+            return text if ended or text.endswith("\n") else ""
+
+        words = await_until(line, "the server's address")
+        assert words.startswith("listening on "), words
+        self.address = words.removeprefix("listening on ").strip()
 
     def client(self, k: int) -> Scripted:
         token = (client_folder(self.roles, k) / "token").read_text(encoding="ascii")
@@ -163,12 +169,11 @@ class Federation:
     def kill(self) -> None:
         assert self.server is not None
         self.server.kill()
-        self.server.communicate()
+        self.server.wait()
 
     def wait(self) -> int:
         assert self.server is not None
-        self.server.communicate(timeout=PATIENCE_S)
-        return int(self.server.returncode)
+        return self.server.wait(PATIENCE_S)
 
     def stop(self) -> None:
         for client in self.opened:
@@ -212,15 +217,31 @@ def small_experiment(**changes: Any) -> Experiment:
     return parse(Experiment, table, "test")
 
 
+@pytest.fixture(scope="session")
+def server_nursery() -> Iterator[Nursery]:
+    """Forks servers: loading their code takes longer than most of what is asked of one."""
+    made = Nursery("-m", "deploy.forks", "server")
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="session")
+def client_nursery() -> Iterator[Nursery]:
+    """Forks clients, as the launcher does."""
+    made = Nursery()
+    yield made
+    made.close()
+
+
 @pytest.fixture
-def make_federation(tmp_path: Path) -> Iterator[Callable[..., Federation]]:
+def make_federation(tmp_path: Path, server_nursery: Nursery) -> Iterator[Callable[..., Federation]]:
     """Makes federations from changes to the small experiment; ends their processes."""
     made: list[Federation] = []
 
     def make(**changes: Any) -> Federation:
         roles = tmp_path / f"roles-{len(made)}"
         prepare(small_experiment(**changes), roles)
-        federation = Federation(roles, tmp_path / f"run-{len(made)}")
+        federation = Federation(roles, tmp_path / f"run-{len(made)}", server_nursery)
         made.append(federation)
         federation.start()
         return federation

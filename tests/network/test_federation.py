@@ -148,10 +148,12 @@ def test_a_dead_client_counts_as_gone_after_its_lease_and_its_value_is_zero(make
 
 def test_below_quorum_the_round_is_void_and_the_model_stays(make_federation: MakeFederation) -> None:
     federation = make_federation(protocol={"round_deadline_s": 1.0, "lease_s": 60.0, "quorum": 2, "max_void_rounds": 0})
-    (a, _, _), update = open_round(federation)
-    assert a.submit(1, update).refusal == ""
+    clients, update = open_round(federation)
+    assert clients[0].submit(1, update).refusal == ""
     closed = federation.await_event("round_closed", round=1)
     assert closed["void"]
+    for client in clients:  # the server's farewell waits for them
+        client.call("Leave", pb.LeaveRequest(session=client.session))
     assert federation.wait() == 1
     assert "void" in federation.await_event("failed")["reason"]
     recordings = Recordings(federation.run)
