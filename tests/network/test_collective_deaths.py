@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -19,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from deploy.environment import process_environment
+from deploy.forks import Fork, Nursery
 from deploy.prepare import client_folder
 
 WAIT_S = 120.0  # bounds every wait; never what a test measures
@@ -29,32 +27,25 @@ FROZEN, DEAD = (1, 2, 3), (4, 5, 6)
 SETTINGS: dict[str, Any] = {
     "rounds": 500,  # the test ends the run
     "clients": {"count": 7},
-    "protocol": {"round_deadline_s": 8.0, "join_timeout_s": 90.0, "lease_s": 4.0, "quorum": 2},
+    "protocol": {"round_deadline_s": 5.0, "join_timeout_s": 90.0, "lease_s": 4.0, "quorum": 2},
     "transport": {"tensors": "gloo", "trusted_peers": True, "timeout_s": 20.0},
     "evaluators": [{"name": "loo_loss", "kind": "loo", "utility": "loss"}],
 }
-CLIENT = """
-import signal, sys, threading
-from pathlib import Path
+STRUCK = """
+import signal, threading
 from client import app, session
-from steelyard.process import exit_with_launcher, settle_down
+from deploy.forks import serve
 from steelyard.transport import collective_backends, collective_client
 
-folder, address, mishap, number = sys.argv[1:]
-exit_with_launcher()
-settle_down()
-
 armed = False
-work = app.Client._work
+work, begin = app.Client._work, app.Client.__init__
 
 def note_the_round(self, session, number):
     global armed
     armed = number == 2
     work(self, session, number)
 
-app.Client._work = note_the_round
-
-def strike(owner, name, calls, after=False):
+def strike(owner, name, number, calls, after=False):
     whole, left = getattr(owner, name), [calls]
     def struck(*arguments):
         result = whole(*arguments) if after else None
@@ -64,37 +55,38 @@ def strike(owner, name, calls, after=False):
         return result if after else whole(*arguments)
     setattr(owner, name, struck)
 
-if mishap == "before":
-    strike(collective_client.CollectiveClientPlane, "receive", 1)
-elif mishap == "during":
-    init = collective_client.CollectiveClientPlane.__init__
-    def small_pieces(self, *arguments):
-        init(self, *arguments, chunk_bytes=1000)
-    collective_client.CollectiveClientPlane.__init__ = small_pieces
-    strike(collective_backends.Gloo, "send", 4)
-elif mishap == "after":
-    strike(session.Session, "submit", 1, after=True)
-app.Client(Path(folder), address).run()
+def expect_the_mishap(self, folder, server):
+    mishap, number = (folder / "mishap").read_text().split(",")
+    if mishap == "before":
+        strike(collective_client.CollectiveClientPlane, "receive", number, 1)
+    elif mishap == "during":
+        init = collective_client.CollectiveClientPlane.__init__
+        def small_pieces(self, *arguments):
+            init(self, *arguments, chunk_bytes=1000)
+        collective_client.CollectiveClientPlane.__init__ = small_pieces
+        strike(collective_backends.Gloo, "send", number, 4)
+    elif mishap == "after":
+        strike(session.Session, "submit", number, 1, after=True)
+    begin(self, folder, server)
+
+app.Client._work, app.Client.__init__ = note_the_round, expect_the_mishap
+serve("client")
 """
 
 
 class Clients:
     """Client processes of a federation, some of which have a mishap coming."""
 
-    def __init__(self, federation: Any) -> None:
+    def __init__(self, federation: Any, nursery: Nursery) -> None:
         self._federation = federation
-        self.processes: dict[int, subprocess.Popen[bytes]] = {}
+        self._nursery = nursery
+        self.processes: dict[int, Fork] = {}
 
     def start(self, client: int, mishap: str = "", number: int = 0) -> None:
         folder = client_folder(self._federation.roles, client)
-        with (folder / "log.txt").open("ab") as log:
-            self.processes[client] = subprocess.Popen(
-                [sys.executable, "-c", CLIENT, str(folder), self._federation.address, mishap, str(number)],
-                env=process_environment(),
-                stdout=log,
-                stderr=log,
-                cwd=Path(__file__).parents[2],
-            )
+        (folder / "mishap").write_text(f"{mishap},{number}", encoding="ascii")
+        arguments = ["--server", self._federation.address]
+        self.processes[client] = self._nursery.fork(folder, arguments, folder / "log.txt")
 
     def state(self, client: int) -> str:
         """The kernel's word on a process: T stopped, Z ended, anything else."""
@@ -103,21 +95,22 @@ class Clients:
 
     def stop(self) -> None:
         for process in self.processes.values():
-            if process.poll() is None:
-                process.kill()
+            process.kill()
             process.wait()
 
 
 @pytest.fixture
 def run_with(make_federation: Callable[..., Any]) -> Iterator[Callable[[], tuple[Any, Clients]]]:
     made: list[Clients] = []
+    nursery = Nursery("-c", STRUCK)
 
     def run() -> tuple[Any, Clients]:
         federation = make_federation(**SETTINGS)
-        made.append(Clients(federation))
+        made.append(Clients(federation, nursery))
         return federation, made[-1]
 
     yield run
+    nursery.close()
     for clients in made:
         clients.stop()
 
@@ -145,7 +138,7 @@ def test_a_round_closes_without_those_that_died_or_froze_and_later_ones_have_the
     closed = awaited(federation, "round_closed", round=2)
     assert closed["received"] == [0, 3, 6], "what was durable before its client was struck counts"
     assert closed["missing"] == [1, 2, 4, 5]
-    assert closed["reason"].startswith("deadline after 8 s")
+    assert closed["reason"].startswith("deadline after 5 s")
     assert "".join(clients.state(client) for client in FROZEN + DEAD) == "TTTZZZ", "each at its point of the transfer"
     for client in (2, 5):
         assert awaited(federation, "refused", client=client, request="Submit")["refusal"] == "LATE"
