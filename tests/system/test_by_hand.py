@@ -9,7 +9,10 @@ from typing import Any
 
 import pytest
 
+from deploy.forks import Nursery
+
 pytestmark = pytest.mark.timeout(400)  # several waits, each bounded, on a loaded machine
+PATIENCE_S = 100.0
 
 AUDITED = """
 import json, os, runpy, sys
@@ -62,14 +65,20 @@ def test_roles_started_by_hand_keep_to_their_own_folders(undisturbed: Any, shell
     assert code == [], "nor a line of the server's code"
 
 
-def test_roles_with_certificates(undisturbed: Any, shell: Any) -> None:
+def test_roles_with_certificates(undisturbed: Any, shell: Any, client_nursery: Nursery) -> None:
     certificates, roles, run = shell.folder / "certs", shell.folder / "roles", shell.folder / "run"
     assert shell.steelyard("certs", str(certificates), "--clients", "3", "--host", "127.0.0.1")[0] == 0
     prepare(shell, roles, "--set", f"transport.certificates={certificates}")
     assert list(roles.glob("*/token")) == [], "certificates take the tokens' place"
     assert list(roles.rglob("ca-key.pem")) == []
     server, address = serve(shell, roles, run)
-    clients = [shell.python("-m", "client", str(roles / f"client-{k}"), "--server", address) for k in range(3)]
-    assert [shell.finish(process)[0] for process in (server, *clients)] == [0, 0, 0, 0]
+    folders = [roles / f"client-{k}" for k in range(3)]
+    clients = [client_nursery.fork(folder, ["--server", address], folder / "log.txt") for folder in folders]
+    try:
+        assert [client.wait(PATIENCE_S) for client in clients] == [0, 0, 0]
+    finally:
+        for client in clients:
+            client.kill()
+    assert shell.finish(server)[0] == 0
     look = shell.look(run)
     assert (look.scores, look.models) == (undisturbed.scores, undisturbed.models)

@@ -31,10 +31,11 @@ def words(log: Path) -> list[str]:
     return log.read_text(encoding="utf-8").splitlines()
 
 
-def test_a_fork_is_a_process_of_its_own_and_a_child_of_the_launcher(nursery: Nursery, tmp_path: Path) -> None:
+def test_a_fork_is_a_process_of_its_own_and_a_child_of_the_launcher(client_nursery: Nursery, tmp_path: Path) -> None:
     table = {"name": "two", "clients": {"count": 2}, "data": {"samples_per_client": 20, "validation": 30, "test": 30}}
     prepare(parse(Experiment, table, "test"), tmp_path)
-    forks = [nursery.fork(folder, NOBODY, folder / "log.txt") for folder in map(client_folder, [tmp_path] * 2, (0, 1))]
+    folders = [client_folder(tmp_path, k) for k in (0, 1)]
+    forks = [client_nursery.fork(folder, NOBODY, folder / "log.txt") for folder in folders]
     try:
         for fork, name in zip(forks, ("client-0", "client-1"), strict=True):
             status = Path(f"/proc/{fork.pid}/status")
@@ -56,8 +57,8 @@ def test_a_fork_is_a_process_of_its_own_and_a_child_of_the_launcher(nursery: Nur
             fork.kill()
 
 
-def test_a_forks_mistake_is_one_line_in_its_log_and_exit_code_2(nursery: Nursery, tmp_path: Path) -> None:
-    fork = nursery.fork(tmp_path, NOBODY, tmp_path / "log.txt")
+def test_a_forks_mistake_is_one_line_in_its_log_and_exit_code_2(client_nursery: Nursery, tmp_path: Path) -> None:
+    fork = client_nursery.fork(tmp_path, NOBODY, tmp_path / "log.txt")
     assert fork.wait(PATIENCE_S) == 2
     (line,) = words(tmp_path / "log.txt")
     assert line.startswith("steelyard: ")
