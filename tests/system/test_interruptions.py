@@ -44,8 +44,9 @@ def interrupt(_shell: Any, launcher: Launcher, _pids: dict[str, int]) -> tuple[i
     return 130, "interrupted; every process was ended. To go on: steelyard run --resume"
 
 
-def kill_server(_shell: Any, _launcher: Launcher, pids: dict[str, int]) -> tuple[int, str]:
-    os.kill(pids["server"], signal.SIGKILL)
+def kill_server(shell: Any, _launcher: Launcher, pids: dict[str, int]) -> tuple[int, str]:
+    end(shell, pids["server"])
+    os.kill(pids["client-1"], signal.SIGCONT)  # or the launcher would have to insist, as when it is interrupted
     return 1, "the server was ended by SIGKILL; resume the run to go on"
 
 
@@ -82,7 +83,7 @@ def test_a_disturbed_run_goes_on_to_the_same_scores(
 
 
 def test_a_killed_client_is_missing_and_scores_0(shell: Any) -> None:
-    short = ("--set", "protocol.round_deadline_s=8", "--set", "protocol.lease_s=4", "--set", "rounds=2")
+    short = ("--set", "protocol.round_deadline_s=5", "--set", "protocol.lease_s=3", "--set", "rounds=2")
     launcher, pids, look, number = stuck(shell, *short)
     end(shell, pids["client-1"])
     code, said, err = shell.finish(launcher)
@@ -90,7 +91,7 @@ def test_a_killed_client_is_missing_and_scores_0(shell: Any) -> None:
     assert "client-1 ended early (killed by SIGKILL); the run goes on without it" in said
     (closed,) = look.events("round_closed", round=number)
     assert (closed["received"], closed["missing"], closed["void"]) == ([0, 2], [1], False)
-    assert closed["reason"] == "deadline after 8 s: client 1 missing"
+    assert closed["reason"] == "deadline after 5 s: client 1 missing"
     assert len(look.events("expired", client=1)) == 1
     values = {float(value) for round_, client, _, value in look.scores if (round_, client) == (str(number), "1")}
     assert values == {0.0}
