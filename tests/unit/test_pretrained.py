@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -53,13 +54,13 @@ class Store:
         self.folder = folder / "decoders"
         self.by_source: dict[str, str] = {}
 
-    def train(self, source: str, *arguments: str) -> str:
-        """Train through the command; the digest of what was stored."""
-        before = set(self.folder.glob("*.safetensors"))
-        command = ["decoder", "train", str(self.file), "--source", source, "--out", str(self.folder), *arguments]
-        assert main(command) == 0
-        (new,) = set(self.folder.glob("*.safetensors")) - before
-        return new.stem
+    def train(self, *sources: str) -> None:
+        """Train of each source, side by side, through the command."""
+        command = ["decoder", "train", str(self.file), "--out", str(self.folder), "--source"]
+        with ThreadPoolExecutor(len(sources)) as pool:
+            assert list(pool.map(main, [[*command, source] for source in sources])) == [0] * len(sources)
+        self.by_source = {read_provenance(path).source: path.stem for path in self.folder.glob("*.safetensors")}
+        assert set(self.by_source) == set(sources)
 
     def experiment(self, sha256: str, source: str, **changes: Any) -> Experiment:
         table = {"decoder_sha256": sha256, "decoder_source": source, **changes}
@@ -75,7 +76,7 @@ class Store:
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
     made = Store(tmp_path_factory.mktemp("store"))
-    made.by_source = {source: made.train(source) for source in ("own", "public")}
+    made.train("own", "public")
     return made
 
 
