@@ -116,25 +116,27 @@ def test_a_damaged_manifest(content: str, shell: Any) -> None:
         assert said.startswith(f"{run}/manifest.json: a run's manifest")
 
 
-@pytest.mark.parametrize(
-    ("name", "content"),
-    [
+def test_a_damaged_run_in_replay(undisturbed: Any, shell: Any) -> None:
+    """Each kind of damage in a copy of its own; the replays go on side by side."""
+    damages = [
         ("scores.csv", "round,client\n1,0\n"),
         ("roles/server/data.safetensors", None),
         ("recordings/round-0002/closed.json", "{"),
         ("recordings/round-0002/client-01.safetensors", "short"),
         ("recordings/round-0002/client-01.safetensors", None),
-    ],
-)
-def test_a_damaged_run_in_replay(name: str, content: str | None, undisturbed: Any, shell: Any) -> None:
-    run = shell.folder / "run"
-    shutil.copytree(undisturbed.run, run, ignore=shutil.ignore_patterns("honest"))
-    (run / name).unlink()
-    if content is not None:
-        (run / name).write_text(content, encoding="utf-8")
-    code, _, err = shell.steelyard("replay", str(run))
-    assert code in (1, 2)
-    assert "Traceback" not in err
-    assert err.startswith("steelyard: ")
-    assert err.count("\n") == 1
-    assert Path(name).name in err, "the line names the file"
+    ]
+    replays = []
+    for number, (name, content) in enumerate(damages):
+        run = shell.folder / f"run-{number}"
+        shutil.copytree(undisturbed.run, run, ignore=shutil.ignore_patterns("honest"))
+        (run / name).unlink()
+        if content is not None:
+            (run / name).write_text(content, encoding="utf-8")
+        replays.append(shell.start("replay", str(run)))
+    for (name, _), replay in zip(damages, replays, strict=True):
+        code, _, err = shell.finish(replay)
+        assert code in (1, 2), name
+        assert "Traceback" not in err
+        assert err.startswith("steelyard: ")
+        assert err.count("\n") == 1
+        assert Path(name).name in err, "the line names the file"

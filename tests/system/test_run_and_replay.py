@@ -201,26 +201,35 @@ def without(path: Path, *starts: str) -> None:
 
 
 def test_replay_confirms_no_score_that_is_not_there(undisturbed: Any, shell: Any) -> None:
-    """Every loss among a finished run's files is a line, and no loss is a success."""
+    """Every loss among a finished run's files is a line, and no loss is a success; the replays go on side by side."""
     whole = undisturbed.run
 
-    def said_of(*damage: Any) -> str:
-        run = shell.folder / "run"
-        shutil.rmtree(run, ignore_errors=True)
+    def replay_of(name: str, *damage: Any) -> tuple[Path, Any]:
+        run = shell.folder / name
         shutil.copytree(whole, run, symlinks=True)
         (run / "honest").unlink()
         (run / "honest").symlink_to(whole / "honest")
         for each in damage:
             each(run)
-        code, said, err = shell.steelyard("replay", str(run))
+        return run, shell.start("replay", str(run))
+
+    def said_of(run: Path, replay: Any) -> str:
+        code, said, err = shell.finish(replay)
         assert (code, err) == (1, ""), said
         return str(said).replace(str(run), "RUN")
 
-    said = said_of(
+    rows_lost = replay_of(
+        "rows",
         lambda run: without(run / "scores.csv", "1,0,loo_loss", "1,2,loo_loss", "3,"),
         lambda run: without(run / "metrics.csv", "2,"),
         lambda run: (run / "honest").unlink(),
     )
+    round_lost, last_round_lost = (
+        replay_of(name, lambda run, name=name: (run / "recordings" / name / "closed.json").unlink())  # type: ignore[misc]
+        for name in ("round-0002", "round-0003")
+    )
+
+    said = said_of(*rows_lost)
     assert "RUN: 16 of 27 scores and 3 of 3 models are bit-equal to the live run" in said
     assert "RUN/scores.csv: a row expected, none there: round 1, loo_loss, client 0, 2\n" in said
     assert "RUN/scores.csv: rows of every closed round expected, none of round 3\n" in said
@@ -228,13 +237,13 @@ def test_replay_confirms_no_score_that_is_not_there(undisturbed: Any, shell: Any
     assert "RUN/honest: a link to the honest twin expected" in said
     assert said.count("RUN/") == 4, "nothing else is missing"
 
-    said = said_of(lambda run: (run / "recordings" / "round-0002" / "closed.json").unlink())
+    said = said_of(*round_lost)
     assert "RUN: 9 of 9 scores and 1 of 1 models are bit-equal" in said
     assert "RUN/recordings/round-0002/closed.json: expected, since a later round closed" in said
     assert "so rounds 2 to 3 were not replayed" in said
     assert said.count("RUN/") == 1 + said.count("RUN/honest: 27 of 27")
 
-    said = said_of(lambda run: (run / "recordings" / "round-0003" / "closed.json").unlink())
+    said = said_of(*last_round_lost)
     assert "RUN/recordings: 3 closed rounds of a finished run expected, got 2" in said
     assert "RUN/scores.csv: no row expected: round 3, fedsv_accuracy, client 0, 1, 2" in said
 
