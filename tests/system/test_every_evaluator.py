@@ -57,15 +57,17 @@ from steelyard.recording import Recordings
 from steelyard.scoring.replay import RoundScorer
 
 settle_down()
-run, workers, spent, alone = Path(sys.argv[1]), int(sys.argv[2]), json.loads(sys.argv[3]), sys.argv[4] == "alone"
+run, spent, ways = Path(sys.argv[1]), json.loads(sys.argv[2]), json.loads(sys.argv[3])
 half = load_half(ServerHalf, run / "roles" / "server" / "half.json")
-half = replace(half, scoring=replace(half.scoring, workers=workers))
 data, recordings = read_arrays(run / "roles" / "server" / "data.safetensors"), Recordings(run)
-for tables in [[table] for table in half.evaluators] if alone else [half.evaluators]:
-    with closing(RoundScorer(half, data, recordings, tables)) as scorer:
-        for closed in recordings.closed_rounds():
-            for row in scorer.rows(closed, spent=spent[str(closed.round)]):
-                print(row["round"], row["client"], row["evaluator"], repr(row["value"]), repr(row["std_error"]))
+for workers, how in ways:
+    half = replace(half, scoring=replace(half.scoring, workers=workers))
+    for tables in [[table] for table in half.evaluators] if how == "alone" else [half.evaluators]:
+        with closing(RoundScorer(half, data, recordings, tables)) as scorer:
+            for closed in recordings.closed_rounds():
+                for row in scorer.rows(closed, spent=spent[str(closed.round)]):
+                    print(row["round"], row["client"], row["evaluator"], repr(row["value"]), repr(row["std_error"]))
+    print(flush=True)
 """
 
 
@@ -96,15 +98,15 @@ def live_rows(run: Path, shell: Any) -> list[tuple[str, ...]]:
     ]
 
 
-def replayed(run: Path, workers: int, how: str, shell: Any) -> list[tuple[str, ...]]:
-    """Every kind scored again by a process of its own, `how` = "alone" or "together"."""
+def replayed(run: Path, shell: Any, *ways: tuple[int, str]) -> list[list[tuple[str, ...]]]:
+    """Every kind scored again, by so many workers "alone" or "together", one way after another in one process."""
     spent: dict[str, dict[str, int]] = {}
     for row in shell.rows(run / "scores.csv"):
         spent.setdefault(row["round"], {})[row["evaluator"]] = int(row["calls"])
-    process = shell.python("-c", REPLAY, str(run), str(workers), json.dumps(spent), how, env=process_environment())
-    code, said, err = shell.finish(process, PATIENCE_S)
+    arguments = (str(run), json.dumps(spent), json.dumps(ways))
+    code, said, err = shell.finish(shell.python("-c", REPLAY, *arguments, env=process_environment()), PATIENCE_S)
     assert (code, err) == (0, "")
-    return [tuple(line.split()) for line in said.splitlines()]
+    return [[tuple(line.split()) for line in block.splitlines()] for block in said.removesuffix("\n\n").split("\n\n")]
 
 
 def test_every_kind_replays_alone_and_together_with_one_worker_and_with_two(shell: Any) -> None:
@@ -113,8 +115,9 @@ def test_every_kind_replays_alone_and_together_with_one_worker_and_with_two(shel
     assert len(live) == ROWS
     calls = {row["evaluator"]: row["calls"] for row in shell.rows(run / "scores.csv")}
     assert calls["my_shapley"] == str(CALLS), "they sample: there are 32 coalitions"
-    assert sorted(replayed(run, 1, "alone", shell)) == sorted(live)
-    assert replayed(run, 2, "together", shell) == live
+    alone, together = replayed(run, shell, (1, "alone"), (2, "together"))
+    assert sorted(alone) == sorted(live)
+    assert together == live
 
 
 @pytest.mark.slow
@@ -125,7 +128,8 @@ def test_every_kind_in_separate_processes_and_added_to_another_run(shell: Any) -
     code, said, err = shell.steelyard("replay", str(run))
     assert (code, err) == (0, "")
     assert said.count(f"{ROWS} of {ROWS} scores and 2 of 2 models are bit-equal") == 2, "its twin too"
-    assert sorted(replayed(run, 2, "alone", shell)) == sorted(live)
+    (alone,) = replayed(run, shell, (2, "alone"))
+    assert sorted(alone) == sorted(live)
     timed = {"my_banzhaf"}  # its budget in seconds is spent anew by a run that never scored it
     asked = [word for table in TABLES if table["name"] not in timed for word in ("--evaluator", inline(table))]
     shell.folder = shell.folder / "other"
