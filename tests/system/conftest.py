@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 import subprocess
 import sys
@@ -84,6 +85,15 @@ class Look:
 
     def events(self, name: str, **fields: Any) -> list[dict[str, Any]]:
         return [e for e in read_events(self.run) if e["event"] == name and fields.items() <= e.items()]
+
+    def pace(self, client: int, number: int) -> tuple[float, float]:
+        """Seconds that a client worked in a round, and those from its model's arrival to its update's."""
+        log = (self.run / "roles" / f"client-{client}" / "log.txt").read_text(encoding="utf-8")
+        notes = [json.loads(line.partition("submitted ")[2]) for line in log.splitlines() if "submitted " in line]
+        (work,) = [note["seconds"] for note in notes if note["round"] == number]
+        fetched, received = (self.events(name, client=client, round=number) for name in ("fetched", "received"))
+        assert len(fetched) == len(received) == 1
+        return float(work), received[0]["time"] - fetched[0]["time"]
 
 
 @dataclass

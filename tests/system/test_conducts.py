@@ -25,13 +25,10 @@ TABLE = {
     "evaluators": [{"name": "loo", "kind": "loo", "utility": "loss"}],
     "network": {"faults": [{"client": 0, "round": 1, "kind": "slow_compute", "factor": FACTOR}]},
 }
-LAUNCHERS = [
-    pytest.param(name, marks=pytest.mark.slow if name == "local" else ())  # test_faults.py has it be slow in company
-    for name in sorted(CONDUCTS.keys() - {"compose"})
-]
 
 
-@pytest.mark.parametrize("launcher", LAUNCHERS)
+@pytest.mark.slow  # test_faults.py and test_torchrun.py have one be slow in company
+@pytest.mark.parametrize("launcher", sorted(CONDUCTS.keys() - {"compose"}))
 def test_a_slow_client_is_slow_under_every_launcher(launcher: str, tmp_path: Path) -> None:
     options = Options(out=tmp_path, launcher=launcher, checked=True)
     run = run_experiment(parse(Experiment, TABLE, "test"), options, Silent())

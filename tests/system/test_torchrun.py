@@ -36,7 +36,8 @@ def rank_of(folder: Path) -> int:
 def test_a_group_restarts_when_a_rank_is_killed_and_its_scores_are_those_of_any_run(
     undisturbed: Any, shell: Any
 ) -> None:
-    options = ("--out", str(shell.out), *ALONE)
+    slow = "network.faults=[{client=2, round=3, kind='slow_compute', factor=4}]"
+    options = ("--out", str(shell.out), *ALONE, "--set", slow)
     job = shell.python(*JOB, "--nproc-per-node", "4", "-m", "deploy.torchrun", shell.experiment, *options)
     look = shell.look(shell.the_run())
     shell.wait_until(lambda: look.events("fetched", client=1), "the first model of client 1")
@@ -54,6 +55,8 @@ def test_a_group_restarts_when_a_rank_is_killed_and_its_scores_are_those_of_any_
     assert len(look.events("server_started")) == 2, "the group started twice"
     assert len(look.events("received", round=number)) == 3, "what had arrived was not sent again"
     assert not shell.runs(victim)
+    work, took = look.pace(client=2, number=3)
+    assert took > 3.9 * work - 0.01, "a fault that is the client's own doing befalls a rank too"
 
 
 @pytest.mark.slow
