@@ -169,26 +169,24 @@ def test_scoring_tells_how_far_it_is(undisturbed: Any) -> None:
     )
 
 
-def test_replay_sees_one_digit_of_one_score(undisturbed: Any, shell: Any) -> None:
-    run = copy_of(undisturbed.run, shell.folder)
-    scores = run / "scores.csv"
+def test_replay_sees_one_digit_of_one_score_and_one_bit_of_one_update(undisturbed: Any, shell: Any) -> None:
+    """In a copy each; the replays go on side by side, as below."""
+    digit, bit = (copy_of(undisturbed.run, shell.folder / name) for name in ("digit", "bit"))
+    scores = digit / "scores.csv"
     lines = scores.read_text(encoding="utf-8").splitlines()
     cells = lines[-1].split(",")
     last = cells[3][-1]
     cells[3] = cells[3][:-1] + ("1" if last != "1" else "2")
     scores.write_text("\n".join([*lines[:-1], ",".join(cells), ""]), encoding="utf-8")
-    code, said, _ = shell.steelyard("replay", str(run))
-    assert code == 1
-    assert "26 of 27 scores and 3 of 3 models" in said
-
-
-def test_replay_sees_one_bit_of_one_update(undisturbed: Any, shell: Any) -> None:
-    run = copy_of(undisturbed.run, shell.folder)
-    update = run / "recordings" / "round-0002" / "client-01.safetensors"
+    update = bit / "recordings" / "round-0002" / "client-01.safetensors"
     data = bytearray(update.read_bytes())
     data[-1] ^= 0x40
     update.write_bytes(data)
-    code, said, err = shell.steelyard("replay", str(run))
+    replays = [shell.start("replay", str(run)) for run in (digit, bit)]
+    code, said, _ = shell.finish(replays[0])
+    assert code == 1
+    assert "26 of 27 scores and 3 of 3 models" in said
+    code, said, err = shell.finish(replays[1])
     assert code == 1
     assert "Traceback" not in err
     assert "3 of 3 models" not in said
@@ -249,20 +247,24 @@ def test_replay_confirms_no_score_that_is_not_there(undisturbed: Any, shell: Any
 
 
 def test_replay_of_a_run_that_goes_on_says_so(undisturbed: Any, shell: Any) -> None:
-    """Round 3 closed and was not settled when the server was killed: nothing is missing yet."""
-    run = copy_of(undisturbed.run, shell.folder)
-    (run / "honest").symlink_to(undisturbed.run / "honest")
-    manifest = run / "manifest.json"
-    manifest.write_text(manifest.read_text(encoding="utf-8").replace('"DONE"', '"RUNNING"'), encoding="utf-8")
-    for name in ("scores.csv", "metrics.csv"):
-        without(run / name, "3,")
-    shutil.rmtree(run / "recordings" / "round-0004")
-    code, said, err = shell.steelyard("replay", str(run))
+    """Round 3 closed and was not settled when the server was killed: nothing is missing yet; then rows are."""
+    replays = []
+    for starts in (("3,",), ("3,", "1,")):
+        run = copy_of(undisturbed.run, shell.folder / str(len(starts)))
+        (run / "honest").symlink_to(undisturbed.run / "honest")
+        manifest = run / "manifest.json"
+        manifest.write_text(manifest.read_text(encoding="utf-8").replace('"DONE"', '"RUNNING"'), encoding="utf-8")
+        without(run / "scores.csv", *starts)
+        without(run / "metrics.csv", "3,")
+        shutil.rmtree(run / "recordings" / "round-0004")
+        replays.append((run, shell.start("replay", str(run))))
+    run, replay = replays[0]
+    code, said, err = shell.finish(replay)
     assert (code, err) == (0, "")
     assert f"{run}: this run is not finished: 2 of 3 rounds are scored; --resume goes on with it" in said
     assert f"{run}: 18 of 18 scores and 2 of 2 models are bit-equal to the live run" in said
-    without(run / "scores.csv", "1,")
-    code, said, err = shell.steelyard("replay", str(run))
+    run, replay = replays[1]
+    code, said, err = shell.finish(replay)
     assert (code, err) == (1, "")
     assert f"{run}/scores.csv: rows of every closed round expected, none of round 1" in said
 
@@ -295,12 +297,14 @@ def test_replay_adds_scores_of_other_evaluators(undisturbed: Any, shell: Any) ->
 
 
 def test_replay_names_what_is_wrong_with_an_evaluator(undisturbed: Any, shell: Any) -> None:
-    for text, message in (
+    mistakes = [
         ("shaply", "did you mean 'shapley'"),
         ("{kind = 3", "an inline TOML table expected"),
         ('{kind = "fedsv", name = "x", x = 2020-01-01}', "numbers, strings, lists and tables expected as parameters"),
         ('{kind = "fedsv", utility = "accuracy"}', "a name that the run has not scored live"),
-    ):
-        code, _, err = shell.steelyard("replay", str(undisturbed.run), "--evaluator", text)
+    ]
+    replays = [shell.start("replay", str(undisturbed.run), "--evaluator", text) for text, _ in mistakes]
+    for (_, message), replay in zip(mistakes, replays, strict=True):
+        code, _, err = shell.finish(replay)
         assert (code, message in err, "Traceback" in err) == (2, True, False), err
     assert not (undisturbed.run / "scores-replayed.csv").exists()
