@@ -58,7 +58,8 @@ def kill_launcher(shell: Any, launcher: Launcher, pids: dict[str, int]) -> tuple
     return -signal.SIGKILL, ""
 
 
-@pytest.mark.parametrize("disturb", [interrupt, kill_server, kill_launcher])
+# A server that is killed goes on in tests/network/test_federation.py too.
+@pytest.mark.parametrize("disturb", [interrupt, pytest.param(kill_server, marks=pytest.mark.slow), kill_launcher])
 def test_a_disturbed_run_goes_on_to_the_same_scores(
     disturb: Callable[[Any, Launcher, dict[str, int]], tuple[int, str]], undisturbed: Any, shell: Any
 ) -> None:
@@ -98,6 +99,7 @@ def test_a_killed_client_is_missing_and_scores_0(shell: Any) -> None:
     assert any(float(value) for _, client, _, value in look.scores if client == "2"), "others score as ever"
 
 
+@pytest.mark.slow  # test_faults.py has the launcher start a client again, in company
 def test_a_killed_client_that_comes_back_takes_part_again(undisturbed: Any, shell: Any) -> None:
     launcher, pids, look, number = stuck(shell)
     end(shell, pids["client-1"])
