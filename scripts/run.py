@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import get_args
 
+from deploy.containers.compose import Box
 from deploy.containers.engine import connect
 from deploy.containers.run import run_containers
 from deploy.launch import Launcher, Options, boundary_of, read_manifest, run_experiment, status
@@ -36,6 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def act(arguments: argparse.Namespace) -> int:
     """Run the experiment; returns the exit code."""
+    _refuse_other_launchers(arguments)
     experiment = _experiment(arguments)
     out = arguments.resume.resolve().parent if arguments.resume else arguments.out
     conduct = None
@@ -69,6 +71,17 @@ def _mend_summary(run: Path, experiment: Experiment) -> None:
         honest = run / "honest" if experiment.compares_honest else None
         boundary = boundary_of(read_manifest(run))
         write_summary(run, summarize(run, honest, experiment.attackers, boundary=boundary))
+
+
+def _refuse_other_launchers(arguments: argparse.Namespace) -> None:
+    """Refuse what the launcher would not look at: who asks for a GPU must not get a run without one unnoticed."""
+    if arguments.launcher != "compose" and box_of(arguments) != Box():
+        raise UserError(
+            f"--subnets, --memory and --gpu are for --launcher compose, got --launcher {arguments.launcher}; leave them "
+            "out (a GPU is asked for in the experiment: [scoring] device and [placement])"
+        )
+    if arguments.launcher != "inline" and arguments.order:
+        raise UserError(f"--order is for --launcher inline, got --launcher {arguments.launcher}; leave it out")
 
 
 def _experiment(arguments: argparse.Namespace) -> Experiment:
