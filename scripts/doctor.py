@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import argparse
 import gzip
+import json
 import os
 import platform
 import shutil
 import socket
 import sys
+import tempfile
 from collections.abc import Callable
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -17,8 +20,10 @@ from deploy.decoders import check_decoder
 from deploy.endings import finished
 from deploy.environment import process_environment
 from deploy.launch import CHECK_TIMEOUT_S, check_roles
-from steelyard.config import Experiment, load_experiment
-from steelyard.data.deal import deal
+from deploy.prepare import server_half
+from steelyard.bundle import write_text
+from steelyard.config import Experiment, RosterEntry, load_experiment, to_json
+from steelyard.data.deal import Deal, deal
 from steelyard.errors import SteelyardError, UserError
 from steelyard.process import last_words
 
@@ -45,9 +50,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def act(arguments: argparse.Namespace) -> int:
     """Run every check; returns 0 when all pass, 2 when one does not."""
     experiment = load_experiment(arguments.experiment, arguments.overrides)
+    dealt = cache(lambda: deal(experiment))
     checks: dict[str, Callable[[], str]] = {
         "versions": _versions,
-        "data": lambda: _data(experiment),
+        "data": lambda: _data(experiment, dealt()),
         "roles": lambda: _roles(experiment),
         "address": lambda: _address(experiment),
         "tensors": lambda: _tensors(experiment),
@@ -55,9 +61,12 @@ def act(arguments: argparse.Namespace) -> int:
         "disk": lambda: _disk(experiment, arguments.out),
         "processes": lambda: _processes(experiment),
         "network": lambda: _network(experiment),
+        "scoring": lambda: _scoring(experiment, dealt()),
     }
     failed = 0
     for name, check in checks.items():
+        if failed and name == "scoring":
+            continue  # nobody waits for what can't run
         try:
             print(f"ok    {name}: {check()}")
         except SteelyardError as error:
@@ -74,8 +83,7 @@ def _versions() -> str:
     return f"Python {platform.python_version()}, {found}"
 
 
-def _data(experiment: Experiment) -> str:
-    dealt = deal(experiment)
+def _data(experiment: Experiment, dealt: Deal) -> str:
     sizes = sorted(len(shard) for shard in dealt.shards)
     sets = f"validation {len(dealt.validation)}, test {len(dealt.test)}, public {len(dealt.public)}"
     absent = f" ({len(experiment.clients.absent)} of them of absent clients)" if experiment.clients.absent else ""
@@ -171,6 +179,37 @@ def _network(experiment: Experiment) -> str:
             f"on the slowest line expected, [protocol] round_deadline_s is {deadline_s:g}"
         )
     return f"{len(linked)} links, at most {seconds:.1f} s of transfers a round on the slowest; {kernel}"
+
+
+def _scoring(experiment: Experiment, dealt: Deal) -> str:
+    """How long scoring will take, measured on this host: what a wait of days must not come as a surprise from."""
+    clients, scoring = experiment.clients.present, experiment.scoring
+    half = server_half(experiment, dealt.shape, tuple(RosterEntry(client=k, samples=1) for k in clients))
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "half.json"
+        write_text(path, to_json(half))
+        command = [sys.executable, "-m", "server.forecast", str(path), str(scoring.examples or len(dealt.validation))]
+        done = finished(command, "scoring", CHECK_TIMEOUT_S, process_environment())
+    if done.returncode:
+        raise UserError(last_words(done.stderr, "the forecast left no word"))
+    found = json.loads(done.stdout)
+    coalitions = int(found["coalitions"])
+    if not coalitions:
+        return "no evaluator asks for coalitions"
+    at_once = min(scoring.workers, os.cpu_count() or 1) if scoring.device == "cpu" else 1
+    a_round, rounds = coalitions * found["seconds"] / at_once, experiment.rounds * (1 + experiment.compares_honest)
+    return (
+        f"up to {coalitions:,} coalitions a round of about {duration(found['seconds'])} each here, so "
+        f"{duration(a_round)} a round and {duration(a_round * rounds)} in all {rounds} rounds"
+    )
+
+
+def duration(seconds: float) -> str:
+    """Two digits of it, in the unit that a person would take."""
+    for unit, size, least in (("days", 86400.0, 2), ("hours", 3600.0, 2), ("minutes", 60.0, 2), ("s", 1.0, 1)):
+        if seconds >= least * size:
+            return f"{float(f'{seconds / size:.2g}'):g} {unit}"
+    return f"{float(f'{seconds * 1e3:.2g}'):g} ms"
 
 
 def has_netem() -> bool:

@@ -77,8 +77,8 @@ def _refuse_other_launchers(arguments: argparse.Namespace) -> None:
     """Refuse what the launcher would not look at: who asks for a GPU must not get a run without one unnoticed."""
     if arguments.launcher != "compose" and box_of(arguments) != Box():
         raise UserError(
-            f"--subnets, --memory and --gpu are for --launcher compose, got --launcher {arguments.launcher}; leave them "
-            "out (a GPU is asked for in the experiment: [scoring] device and [placement])"
+            f"--subnets, --memory and --gpu are for --launcher compose, got --launcher {arguments.launcher}; leave "
+            "them out (a GPU is asked for in the experiment: [scoring] device and [placement])"
         )
     if arguments.launcher != "inline" and arguments.order:
         raise UserError(f"--order is for --launcher inline, got --launcher {arguments.launcher}; leave it out")

@@ -107,7 +107,15 @@ class ScoringConfig:
     """
 
     path: Literal[
-        "plain", "im2col", "folded", "winograd", "im2col_winograd", "folded_tf32", "im2col_bf16", "folded_bf16"
+        "plain",
+        "im2col",
+        "folded",
+        "winograd",
+        "im2col_winograd",
+        "folded_tf32",
+        "im2col_bf16",
+        "folded_bf16",
+        "winograd_bf16",
     ] = "plain"
     inner_batch: Positive = 100
     device: Literal["cpu", "cuda"] = "cpu"

@@ -65,6 +65,7 @@ def test_a_folder_that_is_a_file(shell: Any) -> None:
     code, said, err = shell.steelyard("doctor", shell.experiment, "--out", str(taken))
     assert code == 2
     assert f"--out: a folder expected, {taken} is a file" in said + err
+    assert "scoring:" not in said, "nobody waits for what can't run"
 
 
 def test_tf32_in_the_process_of_clients_that_train_on_a_gpu(shell: Any) -> None:

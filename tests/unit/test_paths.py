@@ -21,7 +21,8 @@ from steelyard.errors import UserError
 from steelyard.models import MODELS, FlatModel
 from steelyard.parsing import parse
 from steelyard.scoring.coalitions import Floats, all_masks
-from steelyard.scoring.paths import PATHS, make_path
+from steelyard.scoring.paths import PATHS, Bound, make_path
+from steelyard.scoring.paths.filtering import Filtering
 from steelyard.scoring.paths.folded import Folded
 from steelyard.scoring.paths.folding import folded
 from steelyard.scoring.paths.tf32 import FoldedTf32
@@ -128,8 +129,8 @@ def random_game(model: FlatModel, shape: Shape, path: str, inner_batch: int = 16
     return Utility(model, images, labels, inner_batch=inner_batch, path=path).round(state, updates, SAMPLES)
 
 
-def assert_within_bound(game: Callable[[str], RoundGame], path: str) -> None:
-    bound, plain, other = PATHS[path].bound, game("plain"), game(path)
+def assert_within_bound(game: Callable[[str], RoundGame], path: str, bound: Bound | None = None) -> None:
+    bound, plain, other = bound or PATHS[path].bound, game("plain"), game(path)
     masks = all_masks(plain.players)
     losses, got = plain.view("loss").values(masks), other.view("loss").values(masks)
     assert got == pytest.approx(losses, rel=bound.loss, abs=bound.loss)
@@ -267,10 +268,13 @@ class Mirrored(Wide):
         return logits
 
 
+@pytest.mark.parametrize("path", ["winograd", "winograd_bf16"])
 @pytest.mark.parametrize("network", [Wide, Tangled, Aside, Mirrored])
-def test_winograd_fits_wide_networks(network: type[Wide], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_winograd_fits_wide_networks(network: type[Wide], path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(MODELS, "wide", network)
-    assert_within_bound(lambda path: random_game(FlatModel("wide", SHAPE), SHAPE, path), "winograd")
+    # Of random weights logits are hundreds, and two largest ones lie closer than bfloat16 tells apart.
+    bound = Bound(loss=3e-2, accuracy=0.1) if path == "winograd_bf16" else None
+    assert_within_bound(lambda path: random_game(FlatModel("wide", SHAPE), SHAPE, path), path, bound)
 
 
 class Namesakes(nn.Module):
@@ -295,13 +299,20 @@ def test_winograd_takes_no_module_for_another(monkeypatch: pytest.MonkeyPatch) -
     assert_within_bound(lambda path: random_game(FlatModel("namesakes", SHAPE), SHAPE, path), "winograd")
 
 
-def test_winograd_takes_every_convolution_of_a_resnet_that_it_fits() -> None:
+@pytest.mark.parametrize(
+    ("name", "dtype", "replaced"), [("winograd", torch.float32, 13), ("winograd_bf16", torch.bfloat16, 20)]
+)
+def test_winograd_takes_every_convolution_of_a_resnet_that_it_fits(
+    name: str, dtype: torch.dtype, replaced: int
+) -> None:
     """Of 20: not the first, which has three channels, the three of stride 2 and the three of 1x1."""
-    path = make_path("winograd", FlatModel("resnet18", Shape(channels=3, height=32, width=32, classes=10)), [])
+    path = make_path(name, FlatModel("resnet18", Shape(channels=3, height=32, width=32, classes=10)), [])
     assert isinstance(path, Winograd)
-    assert len(path._filtered) == 13
+    assert sum(isinstance(layer, Filtering) for layer in path._graph.modules()) == 13
+    assert len(path._replaced) == replaced
     left = [layer for layer in path._graph.modules() if isinstance(layer, nn.Conv2d)]
     assert sorted(layer.in_channels for layer in left) == [3, 64, 64, 128, 128, 256, 256]
+    assert {layer.weight.dtype for layer in left} == {dtype}
 
 
 def test_folding_by_hand() -> None:

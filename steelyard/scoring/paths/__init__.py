@@ -59,6 +59,7 @@ PATHS = {
     "folded_tf32": Kind(make=FoldedTf32, bound=LOW, devices=("cuda",)),
     "im2col_bf16": Kind(make=partial(Im2col, dtype=torch.bfloat16), bound=LOW),
     "folded_bf16": Kind(make=partial(Folded, dtype=torch.bfloat16), bound=LOW),
+    "winograd_bf16": Kind(make=partial(Winograd, dtype=torch.bfloat16), bound=LOW, devices=("cpu",)),
 }
 
 

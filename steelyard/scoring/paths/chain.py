@@ -54,7 +54,7 @@ def makers(layers: Sequence[nn.Module], dtype: torch.dtype, *, filtering: bool) 
         if isinstance(layer, nn.Conv2d) and layer.padding_mode == "zeros":
             made.append(
                 _convolution(layer, norm, dtype)
-                if scratch is None or not fits(layer)
+                if scratch is None or not fits(layer, torch.float32)
                 else _filtered_convolution(layer, norm, scratch)
             )
             used = 1 if norm is None else 2

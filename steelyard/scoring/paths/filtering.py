@@ -3,7 +3,8 @@
 Minimal filtering makes 4x4 outputs of a 3x3 convolution from 36 products a pair of channels, not from 144, and of a 5x5
 one from 64, not from 400: tiles of inputs and the filter are carried to points (a polynomial's values), multiplied
 there and carried back (Lavin & Gray 2015, arXiv 1509.09308). Its rounding error hangs on the points; with the best
-found it is about 1e-6 (3x3) and 3e-6 (5x5) of the outputs' spread, a direct convolution's 1e-7 to 5e-7.
+found it is about 1e-6 (3x3) and 3e-6 (5x5) of the outputs' spread, a direct convolution's 1e-7 to 5e-7. With products
+in bfloat16 it is about 1e-2 (3x3), a direct convolution's in bfloat16 2e-3; 5x5 would err by 1e-1.
 
 Legend: B examples, C input and O output channels, P pairs of points.
 """
@@ -34,7 +35,7 @@ class _Convolution(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_void_p) for name in ("x", "filters", "bias", "to_points", "to_outputs", "scratch", "y")),
         *((name, ctypes.c_long) for name in ("points", "batch", "height", "width")),
-        *((name, ctypes.c_long) for name in ("channels", "outputs", "padding", "rectifies")),
+        *((name, ctypes.c_long) for name in ("channels", "outputs", "padding", "rectifies", "bfloat16")),
     )
 
 
@@ -52,14 +53,19 @@ class Scratch:
 
 
 class Filtering(nn.Module):
-    """A convolution like `conv`, which `fits`, on one thread; rectified (ReLU) if wanted.
+    """A convolution like `conv`, which `fits` the dtype, on one thread; rectified (ReLU) if wanted.
+
+    `dtype` is what the products at the points are of, float32 or bfloat16; all else, their sums too, is float32.
 
     Raises:
         UserError: what computes it was not compiled for this processor.
     """
 
-    def __init__(self, conv: nn.Conv2d, scratch: Scratch, *, rectifies: bool) -> None:
+    def __init__(
+        self, conv: nn.Conv2d, scratch: Scratch, *, rectifies: bool, dtype: torch.dtype = torch.float32
+    ) -> None:
         super().__init__()
+        self._together = {torch.float32: 1, torch.bfloat16: 2}[dtype]  # channels that are multiplied together
         self._inputs, self._outputs = conv.in_channels, conv.out_channels
         self._size, self._padding = conv.kernel_size[0], _padding(conv)
         self._rectifies = rectifies
@@ -70,15 +76,22 @@ class Filtering(nn.Module):
         self._filters_to_points = torch.kron(filters_to_points, filters_to_points).float()
         self._columns = int(self._library.vector_columns())
         wide = self._outputs + -self._outputs % self._columns
-        self._filters = torch.empty(len(self._filters_to_points), wide * self._inputs)
+        self._filters = torch.empty(len(self._filters_to_points), wide * self._inputs, dtype=dtype)
         self._bias_O = torch.zeros(self._outputs)
 
     def load(self, weight: torch.Tensor, bias_O: torch.Tensor | None) -> None:
-        """Carry filters [O, C, size, size] to the points, [P, O / columns, C, columns] with zeros beyond O."""
+        """Carry filters [O, C, size, size] to the points, [P, O / columns, C, columns] with zeros beyond O.
+
+        In bfloat16 [P, O / columns, C / 2, columns, 2].
+        """
         by_place = weight.permute(2, 3, 1, 0).reshape(self._size**2, self._inputs, self._outputs)
         by_place = functional.pad(by_place, (0, -self._outputs % self._columns))
-        panels = by_place.view(self._size**2, self._inputs, -1, self._columns).transpose(1, 2)
-        torch.mm(self._filters_to_points, panels.reshape(self._size**2, -1), out=self._filters)
+        by_pair = by_place.view(self._size**2, -1, self._together, by_place.shape[-1] // self._columns, self._columns)
+        panels = by_pair.permute(0, 3, 1, 4, 2).reshape(self._size**2, -1)
+        if self._filters.dtype == torch.float32:
+            torch.mm(self._filters_to_points, panels, out=self._filters)
+        else:
+            self._filters.copy_(self._filters_to_points @ panels)
         if bias_O is not None:
             self._bias_O.copy_(bias_O)
 
@@ -107,6 +120,7 @@ class Filtering(nn.Module):
             outputs=self._outputs,
             padding=self._padding,
             rectifies=self._rectifies,
+            bfloat16=self._filters.dtype == torch.bfloat16,
         )
         call.scratch = self._scratch.room(self._library.scratch_floats(ctypes.byref(call))).data_ptr()
         self._library.filter_images(ctypes.byref(call))
@@ -114,9 +128,14 @@ class Filtering(nn.Module):
         return made.contiguous() if input.is_contiguous() else made
 
 
-def fits(conv: nn.Conv2d) -> bool:
-    """Whether a convolution is 3x3 or 5x5, of stride 1, ordinary otherwise, and of whole vectors of channels."""
+def fits(conv: nn.Conv2d, dtype: torch.dtype) -> bool:
+    """Whether a convolution is 3x3 or 5x5, of stride 1, ordinary otherwise, and of whole vectors of channels.
+
+    In bfloat16 only if it is 3x3.
+    """
     size = conv.kernel_size[0]
+    if dtype == torch.bfloat16 and size != 3:
+        return False
     plain = conv.groups == 1 and conv.dilation == (1, 1) and conv.stride == (1, 1) and conv.padding_mode == "zeros"
     square = conv.kernel_size == (size, size) and size in POSITIVE and conv.padding in {(_padding(conv),) * 2, "valid"}
     return plain and square and conv.in_channels % VECTOR == 0 and conv.out_channels % VECTOR == 0
@@ -129,6 +148,10 @@ def _padding(conv: nn.Conv2d) -> int:
 def library_file() -> Path:
     """Where what hatch_build.py compiled for this processor lies, if it did."""
     capability = torch.backends.cpu.get_cpu_capability().lower()
+    if capability == "avx512" and torch.cpu.get_capabilities()["avx512_bf16"]:
+        file = Path(__file__).with_name("winograd-avx512_bf16.so")
+        if file.exists():  # else an old compiler does not know these instructions: the other has all but them
+            return file
     return Path(__file__).with_name(f"winograd-{capability if capability in {'avx512', 'avx2'} else 'default'}.so")
 
 
@@ -155,7 +178,7 @@ def library() -> ctypes.CDLL:
 
 def _unusable(file: Path, why: str) -> UserError:
     return UserError(
-        f"[scoring] paths 'winograd' and 'im2col_winograd' need {file.name}, compiled when steelyard is installed: "
+        f"[scoring] paths with 'winograd' in their names need {file.name}, compiled when steelyard is installed: "
         f"{why}; install a C compiler (cc) and steelyard again (in a checkout: make clean setup), or set path = "
         "'folded'"
     )

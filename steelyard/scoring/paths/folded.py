@@ -77,7 +77,7 @@ def _trace(module: nn.Module) -> fx.GraphModule:
         return fx.symbolic_trace(copy.deepcopy(module).eval())
     except (TypeError, ValueError, RuntimeError) as error:  # torch.fx's TraceError is a ValueError
         raise UserError(
-            f"[scoring] paths 'folded', 'folded_tf32' and 'winograd' fit models that torch.fx can trace; "
+            f"[scoring] paths that begin with 'folded' or 'winograd' fit models that torch.fx can trace; "
             f"{type(module).__name__}: {error}; set path = 'plain'"
         ) from None
 

@@ -1,4 +1,5 @@
-/* Convolutions of stride 1 by Winograd's minimal filtering (Lavin & Gray 2015, arXiv 1509.09308), float32, one thread.
+/* Convolutions of stride 1 by Winograd's minimal filtering (Lavin & Gray 2015, arXiv 1509.09308), one thread: all in
+   float32, or the products at the points in bfloat16, summed in float32.
 
    Tiles of outputs, TILE x TILE, are made from tiles of inputs, points x points: a tile's rows and columns are carried to
    the points by a table, multiplied there with the filters, channel by channel, and carried back. A block of tiles passes
@@ -6,10 +7,13 @@
    the steps would go through memory. filtering.py beside this file makes the tables, checks every size and calls
    `filter_images`.
 
-   GCC's vectors of LANES floats are used, and no instruction is named; the compiler is told the processor. Built for
-   AVX-512, ROWS x COLUMNS sums fill 24 of its 32 registers, for AVX2 12 of 16. */
+   GCC's vectors of LANES floats are used; the compiler is told the processor. Instructions are named for bfloat16 alone,
+   where the processor has them. Built for AVX-512, ROWS x COLUMNS sums fill 24 of its 32 registers, for AVX2 12 of 16. */
 
 #include <string.h>
+#ifdef __AVX512BF16__
+#include <immintrin.h>
+#endif
 
 #ifdef __AVX512F__
 enum { LANES = 16, ROWS = 12 };
@@ -20,6 +24,9 @@ enum { COLUMNS = 2 * LANES, TILE = 4, MOST_POINTS = 8 };
 
 typedef float vector __attribute__((vector_size(4 * LANES), aligned(4)));
 typedef int mask __attribute__((vector_size(4 * LANES), aligned(4)));
+typedef short halves __attribute__((vector_size(2 * LANES), aligned(2)));
+typedef mask pairs __attribute__((may_alias, aligned(2))); /* two bfloat16 a lane, the lower half the first of them */
+typedef int pair __attribute__((may_alias, aligned(2)));
 
 #define INLINE static inline __attribute__((always_inline))
 #define UNROLL _Pragma("GCC unroll 16")
@@ -27,13 +34,14 @@ typedef int mask __attribute__((vector_size(4 * LANES), aligned(4)));
 /* As in filtering.py, field by field. */
 struct convolution {
     const float *x;          /* [batch, height, width, channels] */
-    const float *filters;    /* [points * points, wide / COLUMNS, channels, COLUMNS], zeros beyond the outputs */
+    const void *filters;     /* [points * points, wide / COLUMNS, channels, COLUMNS], zeros beyond the outputs; in
+                                bfloat16 [points * points, wide / COLUMNS, channels / 2, COLUMNS, 2] */
     const float *bias;       /* [outputs] */
     const float *to_points;  /* [points, points] */
     const float *to_outputs; /* [TILE, points] */
     float *scratch;          /* scratch_floats() of them, of any content */
     float *y;                /* [batch, height, width, outputs] of the output */
-    long points, batch, height, width, channels, outputs, padding, rectifies;
+    long points, batch, height, width, channels, outputs, padding, rectifies, bfloat16;
 };
 
 /* Where a tile lies: its image, and the place of its first output. */
@@ -45,7 +53,8 @@ static long wide(const struct convolution *c) { return (c->outputs + COLUMNS - 1
 static long tiles_of(const struct convolution *c) {
     return c->batch * tiles_along(output_side(c->height, c)) * tiles_along(output_side(c->width, c));
 }
-/* Floats from tile to tile; a power of two would have tiles share a set of the cache. */
+static long bytes_each(const struct convolution *c) { return c->bfloat16 ? 2 : 4; } /* of inputs at the points */
+/* Of them from tile to tile; a power of two would have tiles share a set of the cache. */
 static long row_of_inputs(const struct convolution *c) { return c->channels + LANES; }
 
 /* Tiles at a time, a multiple of ROWS: few, so that they stay in the cache, but more where the filters are large, which
@@ -63,7 +72,7 @@ const char *source_sha256(void) { return SOURCE_SHA256; }
 long vector_columns(void) { return COLUMNS; }
 
 long scratch_floats(const struct convolution *c) {
-    return c->channels + c->points * c->points * block_of(c) * (row_of_inputs(c) + wide(c));
+    return c->channels + c->points * c->points * block_of(c) * (row_of_inputs(c) * bytes_each(c) / 4 + wide(c));
 }
 
 static struct place place_of(long tile, const struct convolution *c) {
@@ -108,9 +117,30 @@ INLINE void carry_outputs(int points, const float *table, const vector *given, v
     made[TILE - 1] += given[last];
 }
 
+/* bfloat16's nearest, to even in the middle; a NaN stays one. */
+INLINE halves rounded(vector value) {
+#ifdef __AVX512BF16__
+    return (halves)_mm512_cvtneps_pbh((__m512)value);
+#else
+    const mask bits = (mask)value, none = value != value;
+    const mask nearest = bits + 0x7fff + ((bits >> 16) & 1);
+    return __builtin_convertvector(((nearest & ~none) | (0x7fc00000 & none)) >> 16, halves);
+#endif
+}
+
+/* sums + the products of both pairs of bfloat16 of each lane. */
+INLINE vector summed(vector sums, mask left, mask right) {
+#ifdef __AVX512BF16__
+    return (vector)_mm512_dpbf16_ps((__m512)sums, (__m512bh)left, (__m512bh)right);
+#else
+    const int second = (int)0xffff0000;
+    return sums + (vector)(left << 16) * (vector)(right << 16) + (vector)(left & second) * (vector)(right & second);
+#endif
+}
+
 /* A tile of inputs at the points, which are `stride` apart: for each channel table x tile x table transposed. */
-INLINE void inputs_to_points(int points, const struct convolution *c, struct place at, const float *zeros, float *row,
-                             long stride) {
+INLINE void inputs_to_points(int points, int bfloat16, const struct convolution *c, struct place at, const float *zeros,
+                             char *row, long stride) {
     const float *input[MOST_POINTS][MOST_POINTS];
     for (int i = 0; i < points; i++)
         for (int j = 0; j < points; j++) {
@@ -127,23 +157,40 @@ INLINE void inputs_to_points(int points, const struct convolution *c, struct pla
         UNROLL for (int i = 0; i < points; i++) {
             UNROLL for (int j = 0; j < points; j++) given[j] = columns[j][i];
             carry_inputs(points, c->to_points, given, made);
-            UNROLL for (int j = 0; j < points; j++) *(vector *)(row + (i * points + j) * stride + channel) = made[j];
+            UNROLL for (int j = 0; j < points; j++) {
+                const long place = (i * points + j) * stride + channel;
+                if (bfloat16)
+                    *(halves *)(row + 2 * place) = rounded(made[j]);
+                else
+                    *(vector *)(row + 4 * place) = made[j];
+            }
         }
     }
 }
 
 /* ROWS x COLUMNS of a matrix product, in registers. */
-INLINE void products(const float *rows, const float *filters, float *made, const struct convolution *c) {
+INLINE void products(int bfloat16, const char *rows, const char *filters, float *made, const struct convolution *c) {
     vector sums[ROWS][2] = {0};
-    for (long channel = 0; channel < c->channels; channel++) {
-        const vector left = *(const vector *)(filters + channel * COLUMNS);
-        const vector right = *(const vector *)(filters + channel * COLUMNS + LANES);
-        UNROLL for (int r = 0; r < ROWS; r++) {
-            const float value = rows[r * row_of_inputs(c) + channel];
-            sums[r][0] += left * value;
-            sums[r][1] += right * value;
+    if (bfloat16)
+        for (long channel = 0; channel < c->channels; channel += 2) {
+            const mask left = *(const pairs *)(filters + 2 * channel * COLUMNS);
+            const mask right = *(const pairs *)(filters + 2 * (channel * COLUMNS + 2 * LANES));
+            UNROLL for (int r = 0; r < ROWS; r++) {
+                const mask two = *(const pair *)(rows + 2 * (r * row_of_inputs(c) + channel)) + (mask){0};
+                sums[r][0] = summed(sums[r][0], left, two);
+                sums[r][1] = summed(sums[r][1], right, two);
+            }
         }
-    }
+    else
+        for (long channel = 0; channel < c->channels; channel++) {
+            const vector left = *(const vector *)(filters + 4 * channel * COLUMNS);
+            const vector right = *(const vector *)(filters + 4 * (channel * COLUMNS + LANES));
+            UNROLL for (int r = 0; r < ROWS; r++) {
+                const float value = *(const float *)(rows + 4 * (r * row_of_inputs(c) + channel));
+                sums[r][0] += left * value;
+                sums[r][1] += right * value;
+            }
+        }
     UNROLL for (int r = 0; r < ROWS; r++) {
         *(vector *)(made + r * wide(c)) = sums[r][0];
         *(vector *)(made + r * wide(c) + LANES) = sums[r][1];
@@ -174,32 +221,35 @@ INLINE void points_to_outputs(int points, const struct convolution *c, struct pl
     }
 }
 
-INLINE void filter_with(int points, const struct convolution *c) {
-    long tiles = tiles_of(c), block = block_of(c);
+INLINE void filter_with(int points, int bfloat16, const struct convolution *c) {
+    long tiles = tiles_of(c), block = block_of(c), bytes = bfloat16 ? 2 : 4;
     long inputs_stride = block * row_of_inputs(c), outputs_stride = block * wide(c); /* from point to point */
-    float *zeros = c->scratch, *inputs = zeros + c->channels, *outputs = inputs + points * points * inputs_stride;
+    float *zeros = c->scratch, *outputs = zeros + c->channels;
+    char *inputs = (char *)(outputs + points * points * outputs_stride);
     memset(zeros, 0, c->channels * sizeof(float));
     for (long first = 0; first < tiles; first += block) {
         long count = tiles - first < block ? tiles - first : block;
         for (long tile = 0; tile < count; tile++)
-            inputs_to_points(points, c, place_of(first + tile, c), zeros, inputs + tile * row_of_inputs(c),
-                             inputs_stride);
+            inputs_to_points(points, bfloat16, c, place_of(first + tile, c), zeros,
+                             inputs + bytes * tile * row_of_inputs(c), inputs_stride);
         /* Rows beyond the last tile are multiplied too, whatever they hold: nothing reads what comes of it. */
         for (long point = 0; point < points * points; point++)
             for (long output = 0; output < wide(c); output += COLUMNS)
                 for (long tile = 0; tile < count; tile += ROWS)
-                    products(inputs + point * inputs_stride + tile * row_of_inputs(c),
-                             c->filters + (point * wide(c) + output) * c->channels,
+                    products(bfloat16, inputs + bytes * (point * inputs_stride + tile * row_of_inputs(c)),
+                             (const char *)c->filters + bytes * (point * wide(c) + output) * c->channels,
                              outputs + point * outputs_stride + tile * wide(c) + output, c);
         for (long tile = 0; tile < count; tile++)
             points_to_outputs(points, c, place_of(first + tile, c), outputs + tile * wide(c), outputs_stride);
     }
 }
 
-/* The convolution of a batch; filters of 3x3 take 6 points, of 5x5 8. */
+/* The convolution of a batch; filters of 3x3 take 6 points, of 5x5 8, which bfloat16 is not made for. */
 void filter_images(const struct convolution *c) {
-    if (c->points == 6)
-        filter_with(6, c);
+    if (c->bfloat16)
+        filter_with(6, 1, c);
+    else if (c->points == 6)
+        filter_with(6, 0, c);
     else
-        filter_with(8, c);
+        filter_with(8, 0, c);
 }

@@ -1,10 +1,12 @@
-"""The winograd path: the folded graph, with 3x3 and 5x5 convolutions by minimal filtering.
+"""The winograd paths: the folded graph, with 3x3 and 5x5 convolutions by minimal filtering.
 
-Which of them, and how, is `filtering`'s to say; the others stay as they are.
+Which of them, and how, is `filtering`'s to say. The others stay as they are, or compute in bfloat16 where the products
+of filtering do; what lies between the layers stays float32, since residual blocks add it up.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 
 import torch
@@ -16,52 +18,78 @@ from steelyard.scoring.paths.folded import Folded
 
 
 class Winograd(Folded):
-    """Logits of any model that torch.fx can trace, in float32.
+    """Logits of any model that torch.fx can trace.
 
     Args:
         model: the network.
         images: float32 [B, channels, height, width] of each inner batch.
+        dtype: what convolutions multiply in, float32 or bfloat16.
 
     Raises:
         UserError: the model's forward pass can't be traced, or minimal filtering was not compiled for this processor.
     """
 
-    def __init__(self, model: FlatModel, images: Sequence[torch.Tensor]) -> None:
+    def __init__(self, model: FlatModel, images: Sequence[torch.Tensor], dtype: torch.dtype = torch.float32) -> None:
         super().__init__(model, images)
-        self._filtered = _replace(self._graph)
+        self._replaced = _replace(self._graph, dtype)
 
     def _load(self) -> None:
         super()._load()
-        for filtering, conv in self._filtered:
-            filtering.load(conv.weight, conv.bias)
+        for ours, conv in self._replaced:
+            ours.load(conv.weight, conv.bias)
 
 
-def _replace(graph: fx.GraphModule) -> list[tuple[Filtering, nn.Conv2d]]:
+class Rounded(nn.Module):
+    """A convolution like `conv`, of float32 and to float32, computed in bfloat16."""
+
+    def __init__(self, conv: nn.Conv2d) -> None:
+        super().__init__()
+        self._conv = copy.deepcopy(conv).bfloat16()
+
+    def load(self, weight: torch.Tensor, bias_O: torch.Tensor | None) -> None:
+        """Round filters [O, C, height, width] and their biases."""
+        self._conv.weight.copy_(weight)
+        if self._conv.bias is not None:
+            assert bias_O is not None
+            self._conv.bias.copy_(bias_O)
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:  # noqa: A002 - as nn.Conv2d, which may be called by name
+        """Float32 [B, C, height, width] to [B, O, height, width], as `conv` does."""
+        made: torch.Tensor = self._conv(input.bfloat16())
+        return made.float()
+
+
+def _replace(graph: fx.GraphModule, dtype: torch.dtype) -> list[tuple[Filtering | Rounded, nn.Conv2d]]:
     """Put minimal filtering in the place of every convolution that it fits, with the ReLU behind it.
+
+    In bfloat16 the others are replaced too.
 
     Returns:
         What was put there, and the convolutions, which know the present weights.
     """
     scratch = Scratch()
     # By the convolution's name. Ours has a new one: the network may read the old one's weights itself.
-    made: dict[str, tuple[Filtering, nn.Conv2d]] = {}
+    made: dict[str, tuple[Filtering | Rounded, nn.Conv2d]] = {}
     modules = dict(graph.named_modules())
     calls = [node for node in graph.graph.nodes if node.op == "call_module"]
     for node in calls:
         name = str(node.target)
         conv = modules[name]
-        if name in made or not isinstance(conv, nn.Conv2d) or not fits(conv):
+        if name in made or not isinstance(conv, nn.Conv2d):
+            continue
+        filtered = fits(conv, dtype)
+        if not filtered and dtype == torch.float32:
             continue
         alone = len(node.users) == 1 and sum(str(other.target) == name for other in calls) == 1
-        behind = next(iter(node.users)) if alone else None
+        behind = next(iter(node.users)) if alone and filtered else None
         rectifies = behind is not None and _rectifies(behind, modules)
-        filtering = Filtering(conv, scratch, rectifies=rectifies)
-        made[name] = (filtering, conv)
+        replacement = Filtering(conv, scratch, rectifies=rectifies, dtype=dtype) if filtered else Rounded(conv)
+        made[name] = (replacement, conv)
         ours = f"filtered_{len(made)}"
         while hasattr(graph, ours):  # the network's own
             ours += "_"
-        graph.add_submodule(ours, filtering)
-        modules[ours] = filtering
+        graph.add_submodule(ours, replacement)
+        modules[ours] = replacement
         for call in calls:
             if str(call.target) == name:
                 call.target = ours

@@ -1,0 +1,72 @@
+"""What the doctor says about how long scoring will take."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from deploy.prepare import server_half
+from scripts.doctor import _scoring, duration
+from server.forecast import forecast
+from steelyard.config import ClientsConfig, DataConfig, Experiment, RosterEntry, ScoringConfig, ServerHalf, Shape
+from steelyard.data.deal import deal
+
+FEDSV = {"name": "fedsv", "kind": "fedsv", "utility": "loss"}
+LOO = {"name": "loo", "kind": "loo", "utility": "accuracy"}
+CGSV = {"name": "cgsv", "kind": "cgsv", "utility": "loss"}
+
+
+def experiment(*evaluators: dict[str, Any], workers: int = 1) -> Experiment:
+    return Experiment(
+        name="forecast",
+        rounds=3,
+        data=DataConfig(samples_per_client=20, validation=60, test=10),
+        clients=ClientsConfig(count=4),
+        scoring=ScoringConfig(inner_batch=30, workers=workers),
+        evaluators=evaluators,
+    )
+
+
+def half(*evaluators: dict[str, Any]) -> ServerHalf:
+    shape = Shape(channels=1, height=8, width=8, classes=10)
+    return server_half(experiment(*evaluators), shape, tuple(RosterEntry(client=k, samples=1) for k in range(4)))
+
+
+@pytest.mark.parametrize(
+    ("evaluators", "coalitions"), [((FEDSV,), 16), ((LOO,), 5), ((LOO, CGSV), 5), ((FEDSV, LOO), 16), ((CGSV,), 0)]
+)
+def test_it_counts_what_a_round_can_ask_for(evaluators: tuple[dict[str, Any], ...], coalitions: int) -> None:
+    found = forecast(half(*evaluators), 60)
+    assert found["coalitions"] == coalitions
+    assert (found["seconds"] > 0) == (coalitions > 0)
+
+
+def test_more_examples_take_longer() -> None:
+    few, many = (forecast(half(FEDSV), examples)["seconds"] for examples in (60, 60_000))
+    assert many > 10 * few
+
+
+def test_the_doctor_says_it_in_one_line() -> None:
+    asked = experiment(FEDSV)
+    line = _scoring(asked, deal(asked))
+    assert line.startswith("up to 16 coalitions a round of about ")
+    assert line.endswith("in all 3 rounds"), "nobody attacks, so there is no twin"
+    assert _scoring(experiment(CGSV), deal(asked)) == "no evaluator asks for coalitions"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [
+        (0.00234, "2.3 ms"),
+        (1.0, "1 s"),
+        (119.0, "120 s"),
+        (121.0, "2 minutes"),
+        (7150.0, "120 minutes"),
+        (7300.0, "2 hours"),
+        (86400.0, "24 hours"),
+        (1e6, "12 days"),
+    ],
+)
+def test_durations_are_in_a_persons_units(seconds: float, said: str) -> None:
+    assert duration(seconds) == said
