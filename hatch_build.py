@@ -1,7 +1,7 @@
 """Compiles minimal filtering (steelyard/scoring/paths/winograd.c) when steelyard is built or installed.
 
 One small library per kind of processor lies beside its source, plain C that Python loads by ctypes, so it hangs on no
-version of Python. Without a compiler the rest works, and the two paths that need it say so.
+version of Python. Without a compiler the rest works, and the paths that need it say so.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 FOLDER = Path("steelyard/scoring/paths")
-VARIANTS = {  # as torch names them
+VARIANTS = {  # named as filtering.py looks for them
     "avx512_bf16": ["-mavx512f", "-mavx512bf16", "-mfma"],
     "avx512": ["-mavx512f", "-mfma"],
     "avx2": ["-mavx2", "-mfma"],
@@ -40,7 +40,8 @@ class CustomBuildHook(BuildHookInterface):
             library = folder / f"winograd-{name}.so"
             failure = _compile(folder / "winograd.c", library, flags)
             if failure:
-                self.app.display_warning(f"paths with 'winograd' in their names left out for {name}: {failure}")
+                self.app.display_warning(f"{library.name} of paths with 'winograd' in their names left out: {failure}")
+                library.unlink(missing_ok=True)  # of another source, maybe, and in the way of one that was made
             else:
                 build_data["artifacts"].append(str(FOLDER / library.name))
         if build_data["artifacts"]:
@@ -49,7 +50,7 @@ class CustomBuildHook(BuildHookInterface):
 
 
 def _compile(source: Path, library: Path, flags: list[str]) -> str | None:
-    """Returns what went wrong, if anything did; what was there before is replaced at once, or stays."""
+    """Returns what went wrong, if anything did; otherwise what was there before was replaced at once."""
     made = library.with_name(f"{library.stem}.{os.getpid()}.so")  # another installation may run beside this one
     digest = hashlib.sha256(source.read_bytes()).hexdigest()
     command = [*shlex.split(os.environ.get("CC", "cc")), "-O3", "-std=gnu11", "-shared", "-fPIC", *flags]

@@ -39,6 +39,14 @@ def box_of(arguments: argparse.Namespace) -> Box:
     return Box(subnets=arguments.subnets, memory_mib=arguments.memory, gpu=arguments.gpu)
 
 
+def box_words(arguments: argparse.Namespace) -> str:
+    """The command line's words for it again, each behind a space; none where it is as usual."""
+    box, usual = box_of(arguments), Box()
+    subnets = f" --subnets {box.subnets}" if box.subnets != usual.subnets else ""
+    memory = f" --memory {box.memory_mib}" if box.memory_mib != usual.memory_mib else ""
+    return f"{subnets}{memory}{' --gpu' if box.gpu else ''}"
+
+
 def act(arguments: argparse.Namespace) -> int:
     """Print or write the file; returns the exit code."""
     experiment = load_experiment(arguments.experiment, arguments.overrides)

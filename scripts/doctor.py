@@ -197,11 +197,17 @@ def _scoring(experiment: Experiment, dealt: Deal) -> str:
     if not coalitions:
         return "no evaluator asks for coalitions"
     at_once = min(scoring.workers, os.cpu_count() or 1) if scoring.device == "cpu" else 1
-    a_round, rounds = coalitions * found["seconds"] / at_once, experiment.rounds * (1 + experiment.compares_honest)
-    return (
+    a_round, twins = coalitions * found["seconds"] / at_once, 1 + experiment.compares_honest
+    said = (
         f"up to {coalitions:,} coalitions a round of about {duration(found['seconds'])} each here, so "
-        f"{duration(a_round)} a round and {duration(a_round * rounds)} in all {rounds} rounds"
+        f"{duration(a_round)} a round and {duration(a_round * experiment.rounds * twins)} in {experiment.rounds} rounds"
+        f"{' and their twins' if twins > 1 else ''}"
     )
+    if any(table.get("seconds") for table in experiment.evaluators):
+        said += ", less where an evaluator's `seconds` end it"
+    if experiment.defence.get("name") and experiment.defence.get("scoring", "same_rule") == "same_rule":
+        said += ", and what the defence's rule takes for each coalition"
+    return said
 
 
 def duration(seconds: float) -> str:

@@ -13,7 +13,7 @@ from deploy.containers.compose import Box
 from deploy.containers.engine import connect
 from deploy.containers.run import run_containers
 from deploy.launch import Launcher, Options, boundary_of, read_manifest, run_experiment, status
-from scripts.compose import add_box_arguments, box_of
+from scripts.compose import add_box_arguments, box_of, box_words
 from scripts.progress import Progress, command_name
 from steelyard.config import Experiment, load_experiment
 from steelyard.errors import UserError
@@ -53,7 +53,7 @@ def act(arguments: argparse.Namespace) -> int:
         again = "the same command"
         if progress.run and not progress.run.name.startswith("honest-"):  # a twin alone is not what was asked for
             again = f"{command_name()} run --resume {progress.run}"
-            again += "" if arguments.launcher == "local" else f" --launcher {arguments.launcher}"
+            again += "" if arguments.launcher == "local" else f" --launcher {arguments.launcher}{box_words(arguments)}"
         sys.stderr.write(f"\nsteelyard: interrupted; every process was ended. To go on: {again}\n")
         return 130
     finally:

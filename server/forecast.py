@@ -1,13 +1,14 @@
 """`python -m server.forecast HALF EXAMPLES`: how long a round's scoring will take here, by the server's half of a run.
 
 The doctor asks in a process of its own, since it loads no torch. The answer is JSON on stdout: `coalitions`, the most
-of them in a round, and `seconds`, what one takes. Two inner batches of random images are timed, since what a forward
-pass takes does not depend on what it sees.
+of them in a round, and `seconds`, what one takes. A few inner batches of random images are timed, since what a forward
+pass takes does not depend on what it sees, and the mean of the updates; not what the rule of a defence takes.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import sys
 import time
 from pathlib import Path
@@ -21,7 +22,9 @@ from steelyard.process import run_main, settle_down
 from steelyard.scoring.evaluation import Evaluation, on_device
 from steelyard.scoring.evaluators import make_evaluators
 
+BATCHES = 5  # at most that many are timed
 TURNS = 3  # of which the quickest counts: the first one warms up, and others may use the machine
+ENOUGH_S = 10.0  # after which no turn is begun
 
 
 def forecast(half: ServerHalf, examples: int) -> dict[str, float]:
@@ -35,8 +38,14 @@ def forecast(half: ServerHalf, examples: int) -> dict[str, float]:
         UserError: the path does not fit the network, or the device is not here.
     """
     players = len(half.roster)
-    asked = sum(each.evaluator.most_calls(players) for each in make_evaluators(half.evaluators, players))
-    coalitions = min(asked, 2**players)
+    shared = alone = 0
+    for each in make_evaluators(half.evaluators, players):
+        calls = each.evaluator.most_calls(players)
+        if getattr(each.evaluator, "own_games", False):
+            alone += calls
+        else:
+            shared += calls
+    coalitions = min(shared, 2**players) + alone
     if not coalitions:
         return {"coalitions": 0, "seconds": 0.0}
     generator = torch.Generator().manual_seed(0)
@@ -44,23 +53,28 @@ def forecast(half: ServerHalf, examples: int) -> dict[str, float]:
     state_D = model.initial_state(generator)
     update_D = 0.01 * torch.randn(len(state_D), generator=generator)
     batch, shape = min(half.scoring.inner_batch, examples), half.shape
-    images = torch.rand(2 * batch, shape.channels, shape.height, shape.width, generator=generator)
-    labels = torch.zeros(2 * batch, dtype=torch.int64)
     placed = on_device(model, half.scoring.device)
+    state_D, update_D = state_D.to(placed.state.device), update_D.to(placed.state.device)
 
-    def seconds(batches: int) -> float:
+    def seconds(batches: int, end: float) -> float:
         """Of a coalition that is judged on so many inner batches."""
-        these, theirs = images[: batches * batch], labels[: batches * batch]
-        evaluation = Evaluation(placed, these, theirs, inner_batch=batch, path=half.scoring.path)
-        taken = []
-        for _ in range(TURNS):
+        images = torch.rand(batches * batch, shape.channels, shape.height, shape.width, generator=generator)
+        labels = torch.zeros(len(images), dtype=torch.int64)
+        evaluation = Evaluation(placed, images, labels, inner_batch=batch, path=half.scoring.path)
+        taken: list[float] = []
+        while not taken or (len(taken) < TURNS and time.perf_counter() < end):
             begun = time.perf_counter()
             evaluation.outcome(fedavg(state_D, [update_D] * players, [1] * players))
             taken.append(time.perf_counter() - begun)
         return min(taken)
 
-    one, two = seconds(1), seconds(2)
-    return {"coalitions": coalitions, "seconds": one + max(two - one, 0.0) * (examples / batch - 1)}
+    end = time.perf_counter() + ENOUGH_S
+    batches = examples / batch
+    found, timed = seconds(1, end), 1
+    if found * BATCHES < ENOUGH_S and batches > 1:
+        timed = min(math.ceil(batches), BATCHES)
+        found = seconds(timed, end + ENOUGH_S)
+    return {"coalitions": coalitions, "seconds": found * batches / timed}
 
 
 def main() -> int:

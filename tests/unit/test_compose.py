@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import ast
 import ipaddress
 import os
@@ -18,6 +19,7 @@ from deploy.containers.boxes import close_boxes, open_boxes, prepare_boxed
 from deploy.containers.compose import Box, compose_text
 from deploy.containers.healthcheck import is_healthy
 from deploy.containers.images import REQUIREMENTS
+from scripts.compose import add_box_arguments, box_words
 from steelyard.config import Experiment, load_experiment
 from steelyard.errors import UserError
 from steelyard.parsing import parse
@@ -196,3 +198,12 @@ def test_a_missing_engine_is_the_users_mistake(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("steelyard: a container engine expected, none answers")
     assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "words", ["", " --gpu", " --memory 512", " --subnets 10.9.0.0/16", " --subnets 10.9.0.0/16 --memory 512 --gpu"]
+)
+def test_what_containers_may_have_is_said_again_where_a_run_is_to_go_on(words: str) -> None:
+    parser = argparse.ArgumentParser()
+    add_box_arguments(parser)
+    assert box_words(parser.parse_args(words.split())) == words

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,7 +14,9 @@ from steelyard.config import ClientsConfig, DataConfig, Experiment, RosterEntry,
 from steelyard.data.deal import deal
 
 FEDSV = {"name": "fedsv", "kind": "fedsv", "utility": "loss"}
+SHAPLEY = {"name": "shapley", "kind": "shapley", "utility": "loss"}
 LOO = {"name": "loo", "kind": "loo", "utility": "accuracy"}
+ONE_ROUND = {"name": "one_round", "kind": "one_round", "utility": "loss"}  # another game: it shares nothing
 CGSV = {"name": "cgsv", "kind": "cgsv", "utility": "loss"}
 
 
@@ -34,7 +37,8 @@ def half(*evaluators: dict[str, Any]) -> ServerHalf:
 
 
 @pytest.mark.parametrize(
-    ("evaluators", "coalitions"), [((FEDSV,), 16), ((LOO,), 5), ((LOO, CGSV), 5), ((FEDSV, LOO), 16), ((CGSV,), 0)]
+    ("evaluators", "coalitions"),
+    [((FEDSV,), 16), ((LOO,), 5), ((LOO, CGSV), 5), ((FEDSV, LOO), 16), ((CGSV,), 0), ((FEDSV, ONE_ROUND), 32)],
 )
 def test_it_counts_what_a_round_can_ask_for(evaluators: tuple[dict[str, Any], ...], coalitions: int) -> None:
     found = forecast(half(*evaluators), 60)
@@ -51,8 +55,14 @@ def test_the_doctor_says_it_in_one_line() -> None:
     asked = experiment(FEDSV)
     line = _scoring(asked, deal(asked))
     assert line.startswith("up to 16 coalitions a round of about ")
-    assert line.endswith("in all 3 rounds"), "nobody attacks, so there is no twin"
+    assert line.endswith(" in 3 rounds"), "nobody attacks, so there is no twin"
     assert _scoring(experiment(CGSV), deal(asked)) == "no evaluator asks for coalitions"
+
+
+def test_the_doctor_says_what_it_does_not_know() -> None:
+    asked = replace(experiment({**SHAPLEY, "seconds": 1.0}), defence={"name": "trimmed_mean"})
+    line = _scoring(asked, deal(asked))
+    assert ", less where an evaluator's `seconds` end it, and what the defence's rule takes for each coalition" in line
 
 
 @pytest.mark.parametrize(

@@ -75,6 +75,8 @@ class OneRound:
     State: `global` [D], the first state; `updates` [N, D], summed over rounds; `seen` [N]; the running result.
     """
 
+    own_games = True
+
     def __init__(self, params: OneRoundParams) -> None:
         self.params = params
 

@@ -138,7 +138,11 @@ class Round(Protocol):
 
 @runtime_checkable
 class Fold(Protocol):
-    """Scores round after round, in order, with named arrays carried between them; never changes those it is given."""
+    """Scores round after round, in order, with named arrays carried between them; never changes those it is given.
+
+    One that plays other games (`Round.play`) than the round's, with which others share no outcome, says `own_games =
+    True`, so that the time which it takes can be foretold.
+    """
 
     def start(self, clients: int) -> State:
         """The state before the first round of so many clients."""

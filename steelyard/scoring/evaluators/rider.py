@@ -56,6 +56,8 @@ class Rider:
     Both are empty before there is one.
     """
 
+    own_games = True
+
     def __init__(self, params: RiderParams) -> None:
         self.params = params
 

@@ -10,6 +10,7 @@
    GCC's vectors of LANES floats are used; the compiler is told the processor. Instructions are named for bfloat16 alone,
    where the processor has them. Built for AVX-512, ROWS x COLUMNS sums fill 24 of its 32 registers, for AVX2 12 of 16. */
 
+#pragma GCC diagnostic ignored "-Wpsabi" /* vectors as arguments: of functions that are all inlined */
 #include <string.h>
 #ifdef __AVX512BF16__
 #include <immintrin.h>
@@ -25,8 +26,9 @@ enum { COLUMNS = 2 * LANES, TILE = 4, MOST_POINTS = 8 };
 typedef float vector __attribute__((vector_size(4 * LANES), aligned(4)));
 typedef int mask __attribute__((vector_size(4 * LANES), aligned(4)));
 typedef short halves __attribute__((vector_size(2 * LANES), aligned(2)));
-typedef mask pairs __attribute__((may_alias, aligned(2))); /* two bfloat16 a lane, the lower half the first of them */
-typedef int pair __attribute__((may_alias, aligned(2)));
+/* Two bfloat16, the lower half the first of them: in each lane, and alone. */
+typedef mask two_each __attribute__((may_alias, aligned(2)));
+typedef int two __attribute__((may_alias, aligned(2)));
 
 #define INLINE static inline __attribute__((always_inline))
 #define UNROLL _Pragma("GCC unroll 16")
@@ -173,12 +175,12 @@ INLINE void products(int bfloat16, const char *rows, const char *filters, float 
     vector sums[ROWS][2] = {0};
     if (bfloat16)
         for (long channel = 0; channel < c->channels; channel += 2) {
-            const mask left = *(const pairs *)(filters + 2 * channel * COLUMNS);
-            const mask right = *(const pairs *)(filters + 2 * (channel * COLUMNS + 2 * LANES));
+            const mask left = *(const two_each *)(filters + 2 * channel * COLUMNS);
+            const mask right = *(const two_each *)(filters + 2 * (channel * COLUMNS + 2 * LANES));
             UNROLL for (int r = 0; r < ROWS; r++) {
-                const mask two = *(const pair *)(rows + 2 * (r * row_of_inputs(c) + channel)) + (mask){0};
-                sums[r][0] = summed(sums[r][0], left, two);
-                sums[r][1] = summed(sums[r][1], right, two);
+                const mask value = *(const two *)(rows + 2 * (r * row_of_inputs(c) + channel)) + (mask){0};
+                sums[r][0] = summed(sums[r][0], left, value);
+                sums[r][1] = summed(sums[r][1], right, value);
             }
         }
     else

@@ -1,7 +1,7 @@
 """The winograd paths: the folded graph, with 3x3 and 5x5 convolutions by minimal filtering.
 
 Which of them, and how, is `filtering`'s to say. The others stay as they are, or compute in bfloat16 where the products
-of filtering do; what lies between the layers stays float32, since residual blocks add it up.
+of filtering do, and what they make is rounded; what filtering makes stays float32, since residual blocks add it up.
 """
 
 from __future__ import annotations
