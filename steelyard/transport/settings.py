@@ -13,7 +13,9 @@ from steelyard.parsing import Positive, PositiveFloat
 
 COLLECTIVE = ("gloo", "nccl")
 MAX_TIMEOUT_S = 3600.0  # the server refuses calls that may take longer, since each holds a thread
-LONGEST_CALL_S = MAX_TIMEOUT_S + 60.0  # a call may outlast the wait that it asks for
+# A call may outlast the wait that it asks for, and gRPC rounds its deadline up to a minute: a limit of a minute more
+# would be met to the last digit, and two clocks' jitter would refuse the call.
+LONGEST_CALL_S = MAX_TIMEOUT_S + 120.0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -190,9 +190,9 @@ def test_a_call_needs_a_deadline_that_is_not_too_far_away(served: Served) -> Non
     echo = served.channel.unary_stream("/test/Echo")
     for timeout in (None, LONGEST_CALL_S + 60.0):
         assert refusal(lambda timeout=timeout: next(echo(b"x", timeout=timeout))) == (  # type: ignore[misc]
-            "BAD_CALL: Echo: a deadline of at most 3660 s expected"
+            "BAD_CALL: Echo: a deadline of at most 3720 s expected"
         )
-    longest = MAX_TIMEOUT_S + GRACE_S  # that of a call that waits; gRPC rounds it up
+    longest = MAX_TIMEOUT_S + GRACE_S  # that of a call that waits; gRPC rounds it up to a minute
     assert list(echo(b"x", timeout=longest)) == [b"x", b"x"]
     assert served.refused == [(3, "Echo", "BAD_CALL")] * 2
 
