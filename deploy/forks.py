@@ -3,8 +3,8 @@
 `python -m deploy.forks` loads the client's code, which takes each process that does it alone a second and 150 MB, and
 then forks one client for every line that it reads. It has no role folder open and knows no secret; a fork is a process
 of its own, a child of the launcher like any other. Linux only: elsewhere a fork of a fork is not the launcher's child.
-The tests fork servers too: `python -m deploy.forks server`.
 Not multiprocessing's fork server: its processes are that server's children, in whatever environment this process has.
+`python -m deploy.forks server` forks servers, which tests need many of.
 """
 
 from __future__ import annotations
