@@ -182,7 +182,7 @@ def _network(experiment: Experiment) -> str:
 
 
 def _scoring(experiment: Experiment, dealt: Deal) -> str:
-    """How long scoring will take, measured on this host: what a wait of days must not come as a surprise from."""
+    """How long scoring will take, measured on this host, so that a wait of days is no surprise."""
     clients, scoring = experiment.clients.present, experiment.scoring
     half = server_half(experiment, dealt.shape, tuple(RosterEntry(client=k, samples=1) for k in clients))
     with tempfile.TemporaryDirectory() as folder:

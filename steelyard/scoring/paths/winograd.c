@@ -224,7 +224,7 @@ INLINE void points_to_outputs(int points, const struct convolution *c, struct pl
 }
 
 INLINE void filter_with(int points, int bfloat16, const struct convolution *c) {
-    long tiles = tiles_of(c), block = block_of(c), bytes = bfloat16 ? 2 : 4;
+    long tiles = tiles_of(c), block = block_of(c), bytes = bfloat16 ? 2 : 4; /* as bytes_each, known to the compiler */
     long inputs_stride = block * row_of_inputs(c), outputs_stride = block * wide(c); /* from point to point */
     float *zeros = c->scratch, *outputs = zeros + c->channels;
     char *inputs = (char *)(outputs + points * points * outputs_stride);
