@@ -83,6 +83,13 @@ def test_it_convolves(
                 assert error < most
                 assert made.is_contiguous() or not images.is_contiguous(), "a view of it must go as conv's"
             assert made.min() >= 0, "the last one is rectified"
+            last = torch.channels_last
+            for addend in (expected, expected.contiguous(memory_format=last), expected[:1, :, :, :1], exact[:1, :1]):
+                summed = (ours(images, addend=addend.float()), rectified(images, addend=addend.float()))
+                alone = ours(images) + addend.float()
+                assert torch.equal(summed[0], alone)
+                assert torch.equal(summed[1], alone.relu())
+            assert ours(images, addend=expected).dtype == torch.float64, "as torch would add"
 
 
 @pytest.mark.usefixtures("built")
@@ -165,20 +172,25 @@ int main(void) {
                         struct convolution c = {.points = points, .batch = 3, .height = sides[h], .width = sides[w],
                             .channels = channels[n % 2], .outputs = channels[n / 2], .padding = padding,
                             .rectifies = n % 2, .bfloat16 = bfloat16};
+                        long taps = (points - TILE + 1) * (points - TILE + 1);
                         long height = output_side(c.height, &c), width = output_side(c.width, &c);
                         if (height < 1 || width < 1) continue;
                         float *given[] = {filled(c.batch * c.height * c.width * c.channels),
                             filled(points * points * wide(&c) * c.channels / (bfloat16 ? 2 : 1)),
                             filled(c.outputs), filled(points * points),
                             filled(TILE * points), filled(scratch_floats(&c)),
-                            filled(c.batch * height * width * c.outputs)};
+                            filled(c.batch * height * width * c.outputs),
+                            filled(c.batch * height * width * c.outputs),
+                            filled(c.outputs * c.channels * taps), filled(points * points * taps)};
                         c.x = given[0], c.filters = given[1], c.bias = given[2], c.to_points = given[3];
                         c.to_outputs = given[4], c.scratch = given[5], c.y = given[6];
+                        if (h % 2) c.addend = given[7];
+                        carry_filters(points, bfloat16, c.channels, c.outputs, given[8], given[9], (char *)given[1]);
                         for (long i = 0; i < scratch_floats(&c); i++) given[5][i] = NAN; /* must not reach y */
                         filter_images(&c);
                         for (long i = 0; i < c.batch * height * width * c.outputs; i++)
                             if (isnan(c.y[i])) return 1;
-                        for (int i = 0; i < 7; i++) free(given[i]);
+                        for (int i = 0; i < 10; i++) free(given[i]);
                         done++;
                     }
     printf("%ld", done);

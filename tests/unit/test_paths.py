@@ -268,13 +268,54 @@ class Mirrored(Wide):
         return logits
 
 
+class Summed(Wide):
+    """Convolutions in sums, of which a path may take in four, and must leave where they are or alone the others."""
+
+    def __init__(self, shape: Shape) -> None:
+        super().__init__(shape)
+        self.more = nn.ModuleList(nn.Conv2d(48, 48, 3, padding=1) for _ in range(8))
+        self.inplace = nn.ReLU(inplace=True)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.relu(self.second(self.first(x)))
+        x = torch.relu(self.more[0](x) + x)
+        y = self.more[1](x)
+        y += self.norm(x)  # made behind the convolution
+        x = functional.relu(torch.add(y, self.more[2](y)))
+        x = self.more[3](x) + self.scale
+        x = x + self.more[4](x).add(1.0)
+        y = self.more[5](x)
+        x = y + self.inplace(x)  # the convolution reads what this overwrites
+        y = self.more[6](x)
+        x += y  # also to what else reads x
+        y = self.more[7](x)
+        x = torch.add(y + y, self.third(x), alpha=0.5)
+        x = self.relu(self.last(self.relu(self.smaller(x))))
+        logits: torch.Tensor = self.out(x.mean((2, 3)))
+        return logits
+
+
 @pytest.mark.parametrize("path", ["winograd", "winograd_bf16"])
-@pytest.mark.parametrize("network", [Wide, Tangled, Aside, Mirrored])
+@pytest.mark.parametrize("network", [Wide, Tangled, Aside, Mirrored, Summed])
 def test_winograd_fits_wide_networks(network: type[Wide], path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(MODELS, "wide", network)
     # Of random weights logits are hundreds, and two largest ones lie closer than bfloat16 tells apart.
     bound = Bound(loss=3e-2, accuracy=0.1) if path == "winograd_bf16" else None
     assert_within_bound(lambda path: random_game(FlatModel("wide", SHAPE), SHAPE, path), path, bound)
+
+
+@pytest.mark.parametrize("path", ["winograd", "winograd_bf16"])
+@pytest.mark.parametrize(("network", "taken"), [("wide", 4), ("resnet18", 8)])
+def test_winograd_takes_in_the_sums_that_it_may(
+    network: str, taken: int, path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(MODELS, "wide", Summed)
+    made = make_path(path, FlatModel(network, Shape(channels=3, height=32, width=32, classes=10)), [])
+    assert isinstance(made, Winograd)
+    nodes = list(made._graph.graph.nodes)
+    assert sum("addend" in node.kwargs for node in nodes) == taken
+    if network == "resnet18":  # in float32 the three of stride 2 are torch's, and the first
+        assert sum(node.op == "call_function" for node in nodes) == (3 if path == "winograd" else 0)
 
 
 class Namesakes(nn.Module):
@@ -285,12 +326,12 @@ class Namesakes(nn.Module):
         self.first = nn.Conv2d(shape.channels, 16, 1)
         self.a = nn.Sequential(nn.Conv2d(16, 16, 3, padding=1))
         self.a_0 = nn.Conv2d(16, 16, 3, padding=1)
-        self.filtered_0 = nn.Conv2d(16, 16, 1)
+        self.filtering_1 = nn.Conv2d(16, 16, 1)
         self.out = nn.Linear(16, shape.classes)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.first(x)
-        logits: torch.Tensor = self.out((self.a(x) + 2 * self.a_0(x) + self.filtered_0(x)).mean((2, 3)))
+        logits: torch.Tensor = self.out((self.a(x) + 2 * self.a_0(x) + self.filtering_1(x)).mean((2, 3)))
         return logits
 
 

@@ -20,7 +20,6 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from torch.nn import functional
 
 from steelyard.errors import UserError
 
@@ -33,7 +32,8 @@ class _Convolution(ctypes.Structure):
     """As `struct convolution` in winograd.c, field by field."""
 
     _fields_ = (
-        *((name, ctypes.c_void_p) for name in ("x", "filters", "bias", "to_points", "to_outputs", "scratch", "y")),
+        *((name, ctypes.c_void_p) for name in ("x", "filters", "bias", "to_points", "to_outputs", "scratch")),
+        *((name, ctypes.c_void_p) for name in ("addend", "y")),
         *((name, ctypes.c_long) for name in ("points", "batch", "height", "width")),
         *((name, ctypes.c_long) for name in ("channels", "outputs", "padding", "rectifies", "bfloat16")),
     )
@@ -65,7 +65,6 @@ class Filtering(nn.Module):
         self, conv: nn.Conv2d, scratch: Scratch, *, rectifies: bool, dtype: torch.dtype = torch.float32
     ) -> None:
         super().__init__()
-        self._together = {torch.float32: 1, torch.bfloat16: 2}[dtype]  # channels that are multiplied together
         self._inputs, self._outputs = conv.in_channels, conv.out_channels
         self._size, self._padding = conv.kernel_size[0], _padding(conv)
         self._rectifies = rectifies
@@ -74,8 +73,7 @@ class Filtering(nn.Module):
         to_points, filters_to_points, to_outputs = minimal_filtering(self._size)
         self._to_points, self._to_outputs = to_points.float().contiguous(), to_outputs.float().contiguous()
         self._filters_to_points = torch.kron(filters_to_points, filters_to_points).float()
-        self._columns = int(self._library.vector_columns())
-        wide = self._outputs + -self._outputs % self._columns
+        wide = self._outputs + -self._outputs % int(self._library.vector_columns())
         self._filters = torch.empty(len(self._filters_to_points), wide * self._inputs, dtype=dtype)
         self._bias_O = torch.zeros(self._outputs)
 
@@ -84,19 +82,30 @@ class Filtering(nn.Module):
 
         In bfloat16 [P, O / columns, C / 2, columns, 2].
         """
-        by_place = weight.permute(2, 3, 1, 0).reshape(self._size**2, self._inputs, self._outputs)
-        by_place = functional.pad(by_place, (0, -self._outputs % self._columns))
-        by_pair = by_place.view(self._size**2, -1, self._together, by_place.shape[-1] // self._columns, self._columns)
-        panels = by_pair.permute(0, 3, 1, 4, 2).reshape(self._size**2, -1)
-        if self._filters.dtype == torch.float32:
-            torch.mm(self._filters_to_points, panels, out=self._filters)
-        else:
-            self._filters.copy_(self._filters_to_points @ panels)
+        weight = weight.contiguous()
+        assert weight.dtype == torch.float32
+        assert weight.shape == (self._outputs, self._inputs, self._size, self._size)
+        self._library.carry_filters(
+            TILE + self._size - 1,
+            self._filters.dtype == torch.bfloat16,
+            self._inputs,
+            self._outputs,
+            weight.data_ptr(),
+            self._filters_to_points.data_ptr(),
+            self._filters.data_ptr(),
+        )
         if bias_O is not None:
             self._bias_O.copy_(bias_O)
 
-    def forward(self, input: torch.Tensor) -> torch.Tensor:  # noqa: A002 - as nn.Conv2d, which may be called by name
-        """Float32 [B, C, height, width] to [B, O, height, width], in the input's layout, as `conv` does."""
+    def forward(
+        self,
+        input: torch.Tensor,  # noqa: A002 - as nn.Conv2d, which may be called by name
+        addend: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Float32 [B, C, height, width] to [B, O, height, width], in the input's layout, as `conv` does.
+
+        `addend` is added to that before it is rectified; any that torch would add.
+        """
         x = input.contiguous(memory_format=torch.channels_last)
         batch, channels, height, width = x.shape
         assert x.dtype == torch.float32
@@ -105,12 +114,15 @@ class Filtering(nn.Module):
         if min(sides) < 1:
             raise RuntimeError(f"images of {height}x{width} are smaller than filters of {self._size}x{self._size}")
         y = x.new_empty(batch, *sides, self._outputs)
+        apart = addend is not None and (addend.shape != (batch, self._outputs, *sides) or addend.dtype != x.dtype)
+        together = None if addend is None or apart else addend.contiguous(memory_format=torch.channels_last)
         call = _Convolution(
             x=x.data_ptr(),
             filters=self._filters.data_ptr(),
             bias=self._bias_O.data_ptr(),
             to_points=self._to_points.data_ptr(),
             to_outputs=self._to_outputs.data_ptr(),
+            addend=None if together is None else together.data_ptr(),
             y=y.data_ptr(),
             points=TILE + self._size - 1,
             batch=batch,
@@ -119,12 +131,14 @@ class Filtering(nn.Module):
             channels=channels,
             outputs=self._outputs,
             padding=self._padding,
-            rectifies=self._rectifies,
+            rectifies=self._rectifies and not apart,
             bfloat16=self._filters.dtype == torch.bfloat16,
         )
         call.scratch = self._scratch.room(self._library.scratch_floats(ctypes.byref(call))).data_ptr()
         self._library.filter_images(ctypes.byref(call))
         made = y.permute(0, 3, 1, 2)
+        if addend is not None and apart:
+            made = torch.relu(made + addend) if self._rectifies else made + addend
         return made.contiguous() if input.is_contiguous() else made
 
 
@@ -172,7 +186,8 @@ def library() -> ctypes.CDLL:
     if loaded.source_sha256().decode("ascii") != source:
         raise _unusable(file, "it was compiled from another winograd.c")
     loaded.vector_columns.restype = loaded.scratch_floats.restype = ctypes.c_long
-    loaded.filter_images.restype = None
+    loaded.carry_filters.argtypes = [ctypes.c_long] * 4 + [ctypes.c_void_p] * 3
+    loaded.carry_filters.restype = loaded.filter_images.restype = None
     return loaded
 
 

@@ -8,7 +8,8 @@
    `filter_images`.
 
    GCC's vectors of LANES floats are used; the compiler is told the processor. Instructions are named for bfloat16 alone,
-   where the processor has them. Built for AVX-512, ROWS x COLUMNS sums fill 24 of its 32 registers, for AVX2 12 of 16. */
+   where the processor has them. Built for AVX-512, ROWS x COLUMNS sums fill 24 of its 32 registers, for AVX2 12 of 16.
+   Fewer tiles than ROWS at a block's end are multiplied by thirds. */
 
 #pragma GCC diagnostic ignored "-Wpsabi" /* vectors as arguments: of functions that are all inlined */
 #include <string.h>
@@ -17,11 +18,11 @@
 #endif
 
 #ifdef __AVX512F__
-enum { LANES = 16, ROWS = 12 };
+enum { LANES = 16, THIRD = 4 };
 #else
-enum { LANES = 8, ROWS = 6 };
+enum { LANES = 8, THIRD = 2 };
 #endif
-enum { COLUMNS = 2 * LANES, TILE = 4, MOST_POINTS = 8 };
+enum { ROWS = 3 * THIRD, COLUMNS = 2 * LANES, TILE = 4, MOST_POINTS = 8, MOST_TAPS = 25 };
 
 typedef float vector __attribute__((vector_size(4 * LANES), aligned(4)));
 typedef int mask __attribute__((vector_size(4 * LANES), aligned(4)));
@@ -42,6 +43,7 @@ struct convolution {
     const float *to_points;  /* [points, points] */
     const float *to_outputs; /* [TILE, points] */
     float *scratch;          /* scratch_floats() of them, of any content */
+    const float *addend;     /* as y, added to it before it is rectified; or NULL */
     float *y;                /* [batch, height, width, outputs] of the output */
     long points, batch, height, width, channels, outputs, padding, rectifies, bfloat16;
 };
@@ -55,15 +57,20 @@ static long wide(const struct convolution *c) { return (c->outputs + COLUMNS - 1
 static long tiles_of(const struct convolution *c) {
     return c->batch * tiles_along(output_side(c->height, c)) * tiles_along(output_side(c->width, c));
 }
-static long bytes_each(const struct convolution *c) { return c->bfloat16 ? 2 : 4; } /* of inputs at the points */
-/* Of them from tile to tile; a power of two would have tiles share a set of the cache. */
-static long row_of_inputs(const struct convolution *c) { return c->channels + LANES; }
+/* What lies at the points: for each tile, for each of its groups of channels, a vector's bytes for each point, so that
+   the steps before and after the products pass through it from end to end. One more vector a tile, or tiles would share
+   a set of the cache. */
+static long channels_of_group(const struct convolution *c) { return c->bfloat16 ? 2 * LANES : LANES; }
+static long vectors_of_inputs(const struct convolution *c) {
+    return (c->channels + channels_of_group(c) - 1) / channels_of_group(c) * c->points * c->points + 1;
+}
+static long vectors_of_outputs(const struct convolution *c) { return wide(c) / LANES * c->points * c->points + 1; }
 
-/* Tiles at a time, a multiple of ROWS: few, so that they stay in the cache, but more where the filters are large, which
-   every block reads anew; all blocks about alike. */
+/* Tiles at a time, a multiple of THIRD: few, so that they stay in the cache, but more where the filters are large, since
+   every block reads those anew; all blocks about alike. */
 static long block_of(const struct convolution *c) {
     long tiles = tiles_of(c), most = c->channels / 4 < 24 ? 24 : c->channels / 4, blocks = (tiles + most - 1) / most;
-    return blocks ? ((tiles + blocks - 1) / blocks + ROWS - 1) / ROWS * ROWS : ROWS;
+    return blocks ? ((tiles + blocks - 1) / blocks + THIRD - 1) / THIRD * THIRD : THIRD;
 }
 
 #ifndef SOURCE_SHA256
@@ -74,7 +81,7 @@ const char *source_sha256(void) { return SOURCE_SHA256; }
 long vector_columns(void) { return COLUMNS; }
 
 long scratch_floats(const struct convolution *c) {
-    return c->channels + c->points * c->points * block_of(c) * (row_of_inputs(c) * bytes_each(c) / 4 + wide(c));
+    return c->channels + block_of(c) * (vectors_of_inputs(c) + vectors_of_outputs(c)) * LANES;
 }
 
 static struct place place_of(long tile, const struct convolution *c) {
@@ -140,9 +147,9 @@ INLINE vector summed(vector sums, mask left, mask right) {
 #endif
 }
 
-/* A tile of inputs at the points, which are `stride` apart: for each channel table x tile x table transposed. */
+/* A tile of inputs at the points: for each channel table x tile x table transposed. */
 INLINE void inputs_to_points(int points, int bfloat16, const struct convolution *c, struct place at, const float *zeros,
-                             char *row, long stride) {
+                             char *row) {
     const float *input[MOST_POINTS][MOST_POINTS];
     for (int i = 0; i < points; i++)
         for (int j = 0; j < points; j++) {
@@ -150,6 +157,7 @@ INLINE void inputs_to_points(int points, int bfloat16, const struct convolution 
             int inside = down >= 0 && down < c->height && right >= 0 && right < c->width;
             input[i][j] = inside ? c->x + ((at.image * c->height + down) * c->width + right) * c->channels : zeros;
         }
+    const long bytes = bfloat16 ? 2 : 4, group = sizeof(vector) / bytes;
     for (long channel = 0; channel < c->channels; channel += LANES) {
         vector columns[MOST_POINTS][MOST_POINTS], given[MOST_POINTS], made[MOST_POINTS];
         UNROLL for (int j = 0; j < points; j++) {
@@ -160,53 +168,55 @@ INLINE void inputs_to_points(int points, int bfloat16, const struct convolution 
             UNROLL for (int j = 0; j < points; j++) given[j] = columns[j][i];
             carry_inputs(points, c->to_points, given, made);
             UNROLL for (int j = 0; j < points; j++) {
-                const long place = (i * points + j) * stride + channel;
+                const long point = i * points + j, of_group = channel / group * points * points + point;
+                char *to = row + of_group * sizeof(vector) + bytes * (channel % group);
                 if (bfloat16)
-                    *(halves *)(row + 2 * place) = rounded(made[j]);
+                    *(halves *)to = rounded(made[j]);
                 else
-                    *(vector *)(row + 4 * place) = made[j];
+                    *(vector *)to = made[j];
             }
         }
     }
 }
 
-/* ROWS x COLUMNS of a matrix product, in registers. */
-INLINE void products(int bfloat16, const char *rows, const char *filters, float *made, const struct convolution *c) {
-    vector sums[ROWS][2] = {0};
-    if (bfloat16)
-        for (long channel = 0; channel < c->channels; channel += 2) {
-            const mask left = *(const two_each *)(filters + 2 * channel * COLUMNS);
-            const mask right = *(const two_each *)(filters + 2 * (channel * COLUMNS + 2 * LANES));
-            UNROLL for (int r = 0; r < ROWS; r++) {
-                const mask value = *(const two *)(rows + 2 * (r * row_of_inputs(c) + channel)) + (mask){0};
-                sums[r][0] = summed(sums[r][0], left, value);
-                sums[r][1] = summed(sums[r][1], right, value);
+/* count x COLUMNS of a matrix product, in registers; rows of inputs are `row` bytes apart, of what is made `made_row`
+   floats. */
+INLINE void products(int count, int points, int bfloat16, long channels, const char *rows, long row,
+                     const char *filters, float *made, long made_row) {
+    vector sums[ROWS][2];
+    UNROLL for (int r = 0; r < count; r++) sums[r][0] = sums[r][1] = (vector){0};
+    const long group = points * points * sizeof(vector);
+    for (long left = bfloat16 ? channels / 2 : channels; left > 0; left -= LANES, rows += group)
+        for (long k = 0; k < (left < LANES ? left : LANES); k++, filters += 2 * sizeof(vector))
+            if (bfloat16) {
+                const mask first = *(const two_each *)filters, second = *(const two_each *)(filters + sizeof(vector));
+                UNROLL for (int r = 0; r < count; r++) {
+                    const mask value = *(const two *)(rows + r * row + 4 * k) + (mask){0};
+                    sums[r][0] = summed(sums[r][0], first, value);
+                    sums[r][1] = summed(sums[r][1], second, value);
+                }
+            } else {
+                const vector first = *(const vector *)filters, second = *(const vector *)(filters + sizeof(vector));
+                UNROLL for (int r = 0; r < count; r++) {
+                    const float value = *(const float *)(rows + r * row + 4 * k);
+                    sums[r][0] += first * value;
+                    sums[r][1] += second * value;
+                }
             }
-        }
-    else
-        for (long channel = 0; channel < c->channels; channel++) {
-            const vector left = *(const vector *)(filters + 4 * channel * COLUMNS);
-            const vector right = *(const vector *)(filters + 4 * (channel * COLUMNS + LANES));
-            UNROLL for (int r = 0; r < ROWS; r++) {
-                const float value = *(const float *)(rows + 4 * (r * row_of_inputs(c) + channel));
-                sums[r][0] += left * value;
-                sums[r][1] += right * value;
-            }
-        }
-    UNROLL for (int r = 0; r < ROWS; r++) {
-        *(vector *)(made + r * wide(c)) = sums[r][0];
-        *(vector *)(made + r * wide(c) + LANES) = sums[r][1];
+    UNROLL for (int r = 0; r < count; r++) {
+        *(vector *)(made + r * made_row) = sums[r][0];
+        *(vector *)(made + r * made_row + points * points * LANES) = sums[r][1];
     }
 }
 
-/* A tile's products carried to its outputs, with bias and, if wanted, rectified (a NaN stays one). */
-INLINE void points_to_outputs(int points, const struct convolution *c, struct place at, const float *row, long stride) {
+/* A tile's products carried to its outputs, with bias, addend and, if wanted, rectified (a NaN stays one). */
+INLINE void points_to_outputs(int points, int adds, const struct convolution *c, struct place at, const float *row) {
     long height = output_side(c->height, c), width = output_side(c->width, c);
     for (long output = 0; output < c->outputs; output += LANES) {
         vector columns[MOST_POINTS][TILE], given[MOST_POINTS], made[TILE];
         UNROLL for (int j = 0; j < points; j++) {
-            const float *from = row + j * stride + output;
-            UNROLL for (int i = 0; i < points; i++) given[i] = *(const vector *)(from + i * points * stride);
+            const float *from = row + output * points * points + j * LANES;
+            UNROLL for (int i = 0; i < points; i++) given[i] = *(const vector *)(from + i * points * LANES);
             carry_outputs(points, c->to_outputs, given, columns[j]);
         }
         const vector bias = *(const vector *)(c->bias + output);
@@ -214,36 +224,89 @@ INLINE void points_to_outputs(int points, const struct convolution *c, struct pl
             UNROLL for (int j = 0; j < points; j++) given[j] = columns[j][i];
             carry_outputs(points, c->to_outputs, given, made);
             UNROLL for (int j = 0; j < TILE; j++) {
-                vector value = made[j] + bias;
-                if (c->rectifies) value = (vector)((mask)value & ~(value < 0));
                 long pixel = (at.image * height + at.top + i) * width + at.left + j;
-                if (at.top + i < height && at.left + j < width) *(vector *)(c->y + pixel * c->outputs + output) = value;
+                int inside = at.top + i < height && at.left + j < width;
+                vector value = made[j] + bias;
+                if (adds && inside) value += *(const vector *)(c->addend + pixel * c->outputs + output);
+                if (c->rectifies) value = (vector)((mask)value & ~(value < 0));
+                if (inside) *(vector *)(c->y + pixel * c->outputs + output) = value;
             }
         }
     }
 }
 
 INLINE void filter_with(int points, int bfloat16, const struct convolution *c) {
-    long tiles = tiles_of(c), block = block_of(c), bytes = bfloat16 ? 2 : 4; /* as bytes_each, known to the compiler */
-    long inputs_stride = block * row_of_inputs(c), outputs_stride = block * wide(c); /* from point to point */
+    long tiles = tiles_of(c), block = block_of(c), channels = c->channels, bytes = bfloat16 ? 2 : 4;
+    long inputs_row = vectors_of_inputs(c) * sizeof(vector), outputs_row = vectors_of_outputs(c) * LANES;
     float *zeros = c->scratch, *outputs = zeros + c->channels;
-    char *inputs = (char *)(outputs + points * points * outputs_stride);
+    char *inputs = (char *)(outputs + block * outputs_row);
     memset(zeros, 0, c->channels * sizeof(float));
     for (long first = 0; first < tiles; first += block) {
         long count = tiles - first < block ? tiles - first : block;
         for (long tile = 0; tile < count; tile++)
-            inputs_to_points(points, bfloat16, c, place_of(first + tile, c), zeros,
-                             inputs + bytes * tile * row_of_inputs(c), inputs_stride);
+            inputs_to_points(points, bfloat16, c, place_of(first + tile, c), zeros, inputs + tile * inputs_row);
         /* Rows beyond the last tile are multiplied too, whatever they hold: nothing reads what comes of it. */
         for (long point = 0; point < points * points; point++)
             for (long output = 0; output < wide(c); output += COLUMNS)
-                for (long tile = 0; tile < count; tile += ROWS)
-                    products(bfloat16, inputs + bytes * (point * inputs_stride + tile * row_of_inputs(c)),
-                             (const char *)c->filters + bytes * (point * wide(c) + output) * c->channels,
-                             outputs + point * outputs_stride + tile * wide(c) + output, c);
+                for (long tile = 0; tile < count; tile += ROWS) {
+                    const char *rows = inputs + tile * inputs_row + point * sizeof(vector);
+                    const char *filters = (const char *)c->filters + bytes * (point * wide(c) + output) * c->channels;
+                    float *made = outputs + tile * outputs_row + output * points * points + point * LANES;
+                    if (count - tile > 2 * THIRD)
+                        products(ROWS, points, bfloat16, channels, rows, inputs_row, filters, made, outputs_row);
+                    else if (count - tile > THIRD)
+                        products(2 * THIRD, points, bfloat16, channels, rows, inputs_row, filters, made, outputs_row);
+                    else
+                        products(THIRD, points, bfloat16, channels, rows, inputs_row, filters, made, outputs_row);
+                }
         for (long tile = 0; tile < count; tile++)
-            points_to_outputs(points, c, place_of(first + tile, c), outputs + tile * wide(c), outputs_stride);
+            if (c->addend)
+                points_to_outputs(points, 1, c, place_of(first + tile, c), outputs + tile * outputs_row);
+            else
+                points_to_outputs(points, 0, c, place_of(first + tile, c), outputs + tile * outputs_row);
     }
+}
+
+/* Filters carried to the points, as `convolution.filters` has them: `weight` [outputs, channels, taps] by `table`
+   [points * points, taps]. */
+INLINE void carry(int taps, int points, int bfloat16, long channels, long outputs, const float *weight,
+                  const float *table, char *filters) {
+    const long together = bfloat16 ? 2 : 1, blocks = (outputs + COLUMNS - 1) / COLUMNS;
+    for (long output = 0; output < blocks * COLUMNS; output += LANES)
+        for (long channel = 0; channel < channels; channel += together) {
+            vector given[2][MOST_TAPS];
+            for (int k = 0; k < taps; k++)
+                UNROLL for (int lane = 0; lane < LANES; lane++) {
+                    const float *from = weight + ((output + lane) * channels + channel) * taps + k;
+                    UNROLL for (int i = 0; i < together; i++)
+                        given[i][k][lane] = output + lane < outputs ? from[i * taps] : 0;
+                }
+            for (long point = 0; point < points * points; point++) {
+                vector made[2];
+                UNROLL for (int i = 0; i < together; i++) {
+                    made[i] = given[i][0] * table[point * taps];
+                    UNROLL for (int k = 1; k < taps; k++) made[i] += given[i][k] * table[point * taps + k];
+                }
+                const long row = (point * blocks + output / COLUMNS) * (channels / together) + channel / together;
+                char *to = filters + 4 * (row * COLUMNS + output % COLUMNS);
+                if (bfloat16) {
+                    const mask first = __builtin_convertvector(rounded(made[0]), mask);
+                    const mask second = __builtin_convertvector(rounded(made[1]), mask);
+                    *(two_each *)to = (first & 0xffff) | (second << 16);
+                } else
+                    *(vector *)to = made[0];
+            }
+        }
+}
+
+void carry_filters(long points, long bfloat16, long channels, long outputs, const float *weight, const float *table,
+                   char *filters) {
+    if (bfloat16)
+        carry(9, 6, 1, channels, outputs, weight, table, filters);
+    else if (points == 6)
+        carry(9, 6, 0, channels, outputs, weight, table, filters);
+    else
+        carry(25, 8, 0, channels, outputs, weight, table, filters);
 }
 
 /* The convolution of a batch; filters of 3x3 take 6 points, of 5x5 8, which bfloat16 is not made for. */

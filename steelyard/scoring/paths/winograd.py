@@ -7,6 +7,7 @@ of filtering do, and what they make is rounded; what filtering makes stays float
 from __future__ import annotations
 
 import copy
+import operator
 from collections.abc import Sequence
 
 import torch
@@ -40,11 +41,15 @@ class Winograd(Folded):
 
 
 class Rounded(nn.Module):
-    """A convolution like `conv`, of float32 and to float32, computed in bfloat16."""
+    """A convolution like `conv`, of float32 and to float32, computed in bfloat16; rectified (ReLU) if wanted."""
 
-    def __init__(self, conv: nn.Conv2d) -> None:
+    def __init__(self, conv: nn.Conv2d, *, rectifies: bool) -> None:
         super().__init__()
         self._conv = copy.deepcopy(conv).bfloat16()
+        self._rectifies = rectifies
+        self._steps: tuple[int, ...] = (1, 1)
+        if conv.kernel_size == (1, 1) and conv.padding in {(0, 0), "valid"}:  # what it steps over needs no rounding
+            self._steps, self._conv.stride = conv.stride, (1, 1)
 
     def load(self, weight: torch.Tensor, bias_O: torch.Tensor | None) -> None:
         """Round filters [O, C, height, width] and their biases."""
@@ -55,14 +60,17 @@ class Rounded(nn.Module):
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:  # noqa: A002 - as nn.Conv2d, which may be called by name
         """Float32 [B, C, height, width] to [B, O, height, width], as `conv` does."""
-        made: torch.Tensor = self._conv(input.bfloat16())
-        return made.float()
+        last = input.is_contiguous(memory_format=torch.channels_last)
+        layout = torch.channels_last if last else torch.contiguous_format
+        down, right = self._steps
+        made: torch.Tensor = self._conv(input[..., ::down, ::right].to(torch.bfloat16, memory_format=layout))
+        return (made.relu_() if self._rectifies else made).float()
 
 
 def _replace(graph: fx.GraphModule, dtype: torch.dtype) -> list[tuple[Filtering | Rounded, nn.Conv2d]]:
-    """Put minimal filtering in the place of every convolution that it fits, with the ReLU behind it.
+    """Put minimal filtering in the place of every convolution that it fits, with the sum and the ReLU behind it.
 
-    In bfloat16 the others are replaced too.
+    In bfloat16 the others are replaced too, with the ReLU behind them.
 
     Returns:
         What was put there, and the convolutions, which know the present weights.
@@ -80,12 +88,17 @@ def _replace(graph: fx.GraphModule, dtype: torch.dtype) -> list[tuple[Filtering 
         filtered = fits(conv, dtype)
         if not filtered and dtype == torch.float32:
             continue
-        alone = len(node.users) == 1 and sum(str(other.target) == name for other in calls) == 1
-        behind = next(iter(node.users)) if alone and filtered else None
-        rectifies = behind is not None and _rectifies(behind, modules)
-        replacement = Filtering(conv, scratch, rectifies=rectifies, dtype=dtype) if filtered else Rounded(conv)
+        alone = sum(str(other.target) == name for other in calls) == 1
+        if alone and filtered:
+            _take_sum(node, modules)
+        rectifies = alone and _take_relu(node, modules)
+        replacement = (
+            Filtering(conv, scratch, rectifies=rectifies, dtype=dtype)
+            if filtered
+            else Rounded(conv, rectifies=rectifies)
+        )
         made[name] = (replacement, conv)
-        ours = f"filtered_{len(made)}"
+        ours = f"{type(replacement).__name__.lower()}_{len(made)}"
         while hasattr(graph, ours):  # the network's own
             ours += "_"
         graph.add_submodule(ours, replacement)
@@ -93,12 +106,49 @@ def _replace(graph: fx.GraphModule, dtype: torch.dtype) -> list[tuple[Filtering 
         for call in calls:
             if str(call.target) == name:
                 call.target = ours
-        if rectifies and behind is not None:
-            behind.replace_all_uses_with(node)
-            graph.graph.erase_node(behind)
     graph.delete_all_unused_submodules()
     graph.recompile()
     return list(made.values())
+
+
+def _take_sum(node: fx.Node, modules: dict[str, nn.Module]) -> None:
+    """Let a call take in the sum that alone uses it, as `addend`: a residual block's.
+
+    The call moves to where the sum was, behind what makes the other summand. So nothing on the way may write in place.
+    """
+    if len(node.users) != 1:
+        return
+    total = next(iter(node.users))
+    sums = total.op == "call_function" and total.target in {operator.add, operator.iadd, torch.add}
+    if not sums or total.kwargs or len(total.args) != 2:
+        return
+    if total.target is operator.iadd and total.args[0] is not node:  # writes where others may read
+        return
+    other = total.args[1] if total.args[0] is node else total.args[0]
+    if not isinstance(other, fx.Node) or other is node:
+        return
+    between = node.next
+    while between is not total:
+        if between.op != "call_module" or getattr(modules[str(between.target)], "inplace", False):
+            return
+        between = between.next
+    total.prepend(node)
+    node.kwargs = {**node.kwargs, "addend": other}
+    _erase(total, node)
+
+
+def _take_relu(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
+    """Take the ReLU that alone uses a call's result out of the graph; returns whether there is one."""
+    behind = next(iter(node.users)) if len(node.users) == 1 else None
+    if behind is None or not _rectifies(behind, modules):
+        return False
+    _erase(behind, node)
+    return True
+
+
+def _erase(behind: fx.Node, node: fx.Node) -> None:
+    behind.replace_all_uses_with(node)
+    behind.graph.erase_node(behind)
 
 
 def _rectifies(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
