@@ -148,7 +148,7 @@ class Coordinator:
 
     def _expire(self) -> None:
         for client in self._sessions.expire(time.monotonic()):
-            self._ledger.event("expired", client=client)
+            self._ledger.counted("expired", client)
             self._apply(Expired(client))
 
     # -- requests, on the service's threads ----------------------------------------------------------------------
@@ -157,7 +157,7 @@ class Coordinator:
         """Open a session; see `Sessions.open` for the refusal."""
         with self._changed:
             session = self._sessions.open(client, time.monotonic())
-            self._ledger.event("joined", client=client)
+            self._ledger.counted("joined", client)
             if self._machine.phase not in (Phase.FINISHED, Phase.FAILED) and client not in self._machine.live:
                 self._apply(Joined(client))
             self._changed.notify_all()  # the stream of a session that this one replaces ends at once
@@ -173,7 +173,7 @@ class Coordinator:
         with self._changed:
             self._sessions.get(session_id, client, time.monotonic())
             self._sessions.close(client)
-            self._ledger.event("left", client=client)
+            self._ledger.counted("left", client)
             if self._machine.phase not in (Phase.FINISHED, Phase.FAILED) and client in self._machine.live:
                 self._apply(Left(client))
             self._changed.notify_all()
@@ -271,7 +271,7 @@ class Coordinator:
 
     def refused(self, client: int | None, request: str, error: RefusedError) -> None:
         """Log a refusal."""
-        self._ledger.fault("refused", client, request=request, refusal=error.refusal, detail=error.detail)
+        self._ledger.counted("refused", client, request=request, refusal=error.refusal, detail=error.detail)
 
     @property
     def lease_s(self) -> float:
@@ -352,7 +352,7 @@ class Coordinator:
             upload.file.path.unlink(missing_ok=True)
             self.refused(client, "Submit", refusal)
             fault = {"refusal": refusal.refusal, "seconds": round(seconds, 6)}
-            self._ledger.fault("upload_failed", client, round=number, bytes=upload.arrived, **fault)
+            self._ledger.counted("upload_failed", client, round=number, bytes=upload.arrived, **fault)
             if not isinstance(error, SteelyardError):
                 self.fail(f"taking client {client}'s update of round {number} failed: {error!r}")
             receipt = Receipt(round=number, sha256=sha256, refusal=refusal.refusal, detail=refusal.detail)
@@ -408,7 +408,7 @@ class Coordinator:
         if error is None:
             self._ledger.event("fetched", round=number, client=client, bytes=transfer.manifest.nbytes, seconds=seconds)
         elif isinstance(error, SteelyardError):
-            self._ledger.fault("fetch_failed", client, round=number, detail=str(error), seconds=seconds)
+            self._ledger.counted("fetch_failed", client, round=number, detail=str(error), seconds=seconds)
         else:
             self.fail(f"sending the global model of round {number} to client {client} failed: {error!r}")
 

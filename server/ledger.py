@@ -47,7 +47,7 @@ METRICS = (
     "seconds",
     "model_sha256",
 )
-FAULTS_LISTED = 100  # of each client, kind and round; beyond them every power of two, so that nobody can fill the disk
+LISTED = 100  # events of each client, name and round; beyond them every power of two, so that nobody can fill the disk
 
 
 class Ledger:
@@ -61,7 +61,7 @@ class Ledger:
         drop_partial_line(events)
         self.incarnation: int = 1 + sum(event["event"] == "server_started" for event in read_events(run))
         self._events = events.open("a", encoding="utf-8")
-        self._faults: Counter[tuple[str, int | None, int | None]] = Counter()
+        self._counts: Counter[tuple[str, int | None, int | None]] = Counter()
         self._metrics = _read_rows(run / "metrics.csv")
         self._scores = [row for row in _read_rows(run / "scores.csv") if int(row["round"]) <= self.settled_rounds]
 
@@ -77,17 +77,17 @@ class Ledger:
             self._events.write(line + "\n")
             self._events.flush()
 
-    def fault(self, name: str, client: int | None, **fields: Any) -> None:
-        """Append the event of what a client can bring about at will, e.g. a refusal, as often as it may stand there.
+    def counted(self, name: str, client: int | None, **fields: Any) -> None:
+        """Append the event of what a client can bring about at will (refusals, sessions) as often as it may stand.
 
         `number` is how many events of this name this client (None: nobody known) has had by now: in the round, if
         they are of one, since a report counts transfers that failed, and an honest client's must all be there.
         """
         key = (name, client, fields.get("round"))
         with self._lock:
-            self._faults[key] += 1
-            number = self._faults[key]
-        if number <= FAULTS_LISTED or number.bit_count() == 1:
+            self._counts[key] += 1
+            number = self._counts[key]
+        if number <= LISTED or number.bit_count() == 1:
             self.event(name, client=client, number=number, **fields)
 
     def settle(self, scores: Iterable[Mapping[str, Any]], metrics: Mapping[str, Any]) -> None:

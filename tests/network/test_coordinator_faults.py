@@ -204,6 +204,16 @@ def make_bench(tmp_path: Path) -> Iterator[Callable[..., Bench]]:
         bench.ledger.close()
 
 
+def test_a_client_that_comes_and_goes_does_not_fill_the_event_log(make_bench: Callable[..., Bench]) -> None:
+    bench = make_bench()
+    for _ in range(300):
+        bench.coordinator.leave(0, bench.sessions[0])
+        bench.sessions[0] = bench.coordinator.join(0).id
+    for name in ("joined", "left"):
+        numbers = [event["number"] for event in bench.events(name) if event["client"] == 0]
+        assert numbers == [*range(1, 101), 128, 256]
+
+
 def test_a_client_whose_lease_ran_out_during_scoring_is_not_in_the_next_round(make_bench: Callable[..., Bench]) -> None:
     def die(bench: Bench) -> None:
         if not bench.events("expired"):

@@ -58,9 +58,9 @@ def test_an_event_is_there_at_once(ledger: Ledger) -> None:
 @pytest.mark.parametrize("name", ["refused", "upload_failed", "fetch_failed"])
 def test_a_flood_of_faults_stays_small_and_is_counted(ledger: Ledger, name: str) -> None:
     for _ in range(5000):
-        ledger.fault(name, 3, detail="no")
-    ledger.fault(name, None)
-    ledger.fault("another", 3)
+        ledger.counted(name, 3, detail="no")
+    ledger.counted(name, None)
+    ledger.counted("another", 3)
     found = [(event["event"], event["client"], event["number"]) for event in read_events(ledger.run)]
     listed = [*range(1, 101), 128, 256, 512, 1024, 2048, 4096]
     assert found == [*((name, 3, n) for n in listed), (name, None, 1), ("another", 3, 1)]
@@ -69,7 +69,7 @@ def test_a_flood_of_faults_stays_small_and_is_counted(ledger: Ledger, name: str)
 def test_transfers_that_fail_now_and_then_are_all_told(ledger: Ledger) -> None:
     """A report counts them, whatever the length of the run."""
     for number in range(1, 301):
-        ledger.fault("upload_failed", 3, round=number)
+        ledger.counted("upload_failed", 3, round=number)
     assert [event["number"] for event in read_events(ledger.run)] == [1] * 300
 
 
