@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import sys
 import time
@@ -14,6 +13,7 @@ from rich.control import Control
 from rich.segment import ControlType
 
 from steelyard.config import Experiment
+from steelyard.csv_rows import read_rows
 from steelyard.recording import read_events
 from steelyard.report.table import print_summary
 
@@ -158,13 +158,12 @@ def _totals(run: Path, client: int) -> dict[int, tuple[float, str]]:
     path = run / "scores.csv"
     if not path.exists():
         return {}
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
+    rows = read_rows(path, ("round", "client", "evaluator", "value"))
     name = rows[0]["evaluator"] if rows else ""
     totals: dict[int, tuple[float, str]] = {}
     value = 0.0
     for row in rows:
-        if int(row["client"]) == client and row["evaluator"] == name:
-            value += float(row["value"])
-            totals[int(row["round"])] = (value, name)
+        if row.whole("client") == client and row["evaluator"] == name:
+            value += row.number("value")
+            totals[row.whole("round")] = (value, name)
     return totals

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import csv
 import os
 import shlex
 import sys
@@ -16,6 +15,7 @@ from rich.console import Console
 from deploy.launch import Options, check_roles
 from deploy.sweep import Outcome, run_cells, share, unfinished
 from scripts.progress import command_name
+from steelyard.csv_rows import read_rows
 from steelyard.errors import UserError
 from steelyard.report.sweep_files import FILES, write_sweep
 from steelyard.sweep import Sweep, load_sweep
@@ -134,11 +134,11 @@ class Lines:
 
     def _value(self, outcome: Outcome) -> str:
         """The watched clients' total under the primary evaluator."""
-        with (self._out / outcome.cell.run / "scores.csv").open(newline="", encoding="utf-8") as file:
-            total = sum(
-                float(row["value"])
-                for row in csv.DictReader(file)
-                if row["evaluator"] == self._sweep.evaluator and int(row["client"]) in outcome.cell.watched
-            )
+        rows = read_rows(self._out / outcome.cell.run / "scores.csv", ("client", "evaluator", "value"))
+        total = sum(
+            row.number("value")
+            for row in rows
+            if row["evaluator"] == self._sweep.evaluator and row.whole("client") in outcome.cell.watched
+        )
         who = ", ".join(map(str, outcome.cell.watched))
         return f"client {who} {self._sweep.evaluator} {total:+.4f}"

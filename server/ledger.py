@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from steelyard.bundle import write_text
+from steelyard.csv_rows import Row, read_rows
 from steelyard.recording import drop_partial_line, read_events
 
 SCORES = (
@@ -60,10 +61,12 @@ class Ledger:
         events = run / "events.jsonl"
         drop_partial_line(events)
         self.incarnation: int = 1 + sum(event["event"] == "server_started" for event in read_events(run))
-        self._events = events.open("a", encoding="utf-8")
         self._counts: Counter[tuple[str, int | None, int | None]] = Counter()
-        self._metrics = _read_rows(run / "metrics.csv")
-        self._scores = [row for row in _read_rows(run / "scores.csv") if int(row["round"]) <= self.settled_rounds]
+        self._metrics: Sequence[Mapping[str, str]] = _rows(run / "metrics.csv")
+        self._scores: Sequence[Mapping[str, str]] = [
+            row for row in _rows(run / "scores.csv") if row.whole("round") <= self.settled_rounds
+        ]
+        self._events = events.open("a", encoding="utf-8")
 
     @property
     def settled_rounds(self) -> int:
@@ -103,11 +106,8 @@ class Ledger:
         self._events.close()
 
 
-def _read_rows(path: Path) -> list[dict[str, str]]:
-    if not path.exists():
-        return []
-    with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
+def _rows(path: Path) -> list[Row]:
+    return read_rows(path, ("round",)) if path.exists() else []
 
 
 def _as_csv(header: Sequence[str], rows: Iterable[Mapping[str, str]]) -> str:

@@ -47,7 +47,8 @@ def read_rows(path: Path, columns: Iterable[str]) -> list[Row]:
     """Read a CSV file whose header has at least some columns.
 
     Raises:
-        UserError: a column is missing, a row has more or fewer cells than the header, or the file is no such text.
+        UserError: a column is missing, a row has more or fewer cells than the header, the last one is not ended (the
+            rest of its last cell may be gone), or the file is no such text.
         FileNotFoundError: there is no file.
     """
     needed = tuple(columns)
@@ -70,4 +71,6 @@ def read_rows(path: Path, columns: Iterable[str]) -> list[Row]:
                     rows.append(Row(zip(header, cells, strict=True), path, lines.line_num))
         except (csv.Error, UnicodeDecodeError) as error:
             raise UserError(f"{path}, line {lines.line_num + 1}: a row of CSV in UTF-8 expected: {error}") from None
+    if not path.read_bytes().endswith(b"\n"):
+        raise UserError(f"{path}, line {lines.line_num}: an end of the line expected, got none; is the file cut?")
     return rows

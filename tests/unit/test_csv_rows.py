@@ -34,6 +34,8 @@ def test_rows_are_read_with_their_lines(tmp_path: Path) -> None:
         (b"a,b\n1,2\n3\n", "line 3: 2 cells expected, got 1; is it cut?"),
         (b"a,b\n1,2,3\n", "line 2: 2 cells expected, got 3"),
         (b'a,b\n1,2\n3,"4', "line 4: a row of CSV in UTF-8 expected"),
+        (b"a,b\n1,2\n3,4", "line 3: an end of the line expected, got none; is the file cut?"),
+        (b"a,b", "line 1: an end of the line expected, got none; is the file cut?"),
         (b"a,b\n1,\xff\n", "a row of CSV in UTF-8 expected"),
     ],
 )
@@ -53,6 +55,7 @@ def test_what_is_no_table_of_the_columns(text: bytes, message: str, tmp_path: Pa
         (SCORES + ROW.replace("0.5,0.0", "x,0.0"), "line 2: a number as value expected, got 'x'"),
         (SCORES + ROW.replace("1,0", "one,0", 1), "line 2: a whole number as round expected, got 'one'"),
         (SCORES + ROW[:-8], "line 2: 9 cells expected, got 7"),
+        (SCORES + ROW[:-2], "line 2: an end of the line expected, got none"),
     ],
 )
 def test_damaged_scores(text: str, message: str, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import pytest
 
 import server.ledger
 from server.ledger import METRICS, SCORES, Ledger
+from steelyard.errors import UserError
 from steelyard.recording import read_events
 
 
@@ -149,6 +150,16 @@ def test_a_first_line_that_a_kill_cut_leaves_an_empty_log(tmp_path: Path) -> Non
     (tmp_path / "events.jsonl").write_text('{"time": 1')
     assert reopened(tmp_path).incarnation == 1
     assert (tmp_path / "events.jsonl").read_bytes() == b""
+
+
+@pytest.mark.parametrize("name", ["scores.csv", "metrics.csv"])
+def test_files_that_somebody_cut_are_refused_and_not_written_anew(ledger: Ledger, name: str) -> None:
+    ledger.settle([score(1, 0)], metric(1, model_sha256="abcd"))
+    cut = (ledger.run / name).read_bytes()[:-2]
+    (ledger.run / name).write_bytes(cut)
+    with pytest.raises(UserError, match=f"{name}, line 2: an end of the line expected, got none; is the file cut?"):
+        Ledger(ledger.run)
+    assert (ledger.run / name).read_bytes() == cut
 
 
 def test_a_kill_between_scores_and_metrics_leaves_the_round_unsettled(
