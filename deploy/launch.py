@@ -37,6 +37,7 @@ from steelyard.process import MISTAKE, last_words
 from steelyard.recording import ROLES
 from steelyard.report.html import write_picture, write_report
 from steelyard.report.summary import summarize, write_summary
+from steelyard.report.sweep_made import made
 
 Launcher = Literal["local", "inline", "torchrun", "compose"]
 UNFINISHED = f"{ROLES}.part"
@@ -151,8 +152,8 @@ def _by_other_source(run: Path, experiment: Experiment) -> str:
             f"{run} was made with [data] folder = {before!r}, not {experiment.data.folder!r}; "
             "name another place with --out, or run it anew with --force"
         )
-    theirs, ours = manifest.get("revision", ""), revision()
-    return f", but of other source code (revision {theirs or 'unknown'}, here {ours})" if theirs != ours else ""
+    theirs, ours = made(manifest)["revision"], revision()
+    return f", but of other source code (revision {theirs}, here {ours})" if theirs != ours else ""
 
 
 def _place(folder: str) -> Path | None:
@@ -187,6 +188,11 @@ def read_manifest(run: Path) -> dict[str, Any]:
             f"{path}: a run's manifest with status and experiment expected; `steelyard run --force` runs it anew"
         )
     return manifest
+
+
+def data_of(manifest: dict[str, Any]) -> str:
+    """The SHA-256 of the data set that a run was dealt from; "" of runs that were made before it was noted."""
+    return str(manifest.get("data", {}).get("sha256", ""))
 
 
 def check_roles(*experiments: Experiment) -> None:
@@ -245,7 +251,7 @@ def _run_one(experiment: Experiment, run: Path, honest: Path | None, options: Op
     with _locked(run):
         if options.force:
             _clear(run)
-        manifest = _begin(experiment, run, options.launcher, view.say)
+        manifest = _begin(experiment, run, honest, options.launcher, view.say)
         if honest is not None:
             _link_twin(run, honest)
         view.begin(experiment, run, honest)
@@ -309,8 +315,14 @@ def _poll_until_end(process: subprocess.Popen[str], poll: Callable[[], None]) ->
             return complaint
 
 
-def _begin(experiment: Experiment, run: Path, launcher: Launcher, say: Callable[[str], None]) -> dict[str, Any]:
-    """Prepare the role folders, or find them as an interrupted run left them, and write the manifest."""
+def _begin(
+    experiment: Experiment, run: Path, honest: Path | None, launcher: Launcher, say: Callable[[str], None]
+) -> dict[str, Any]:
+    """Prepare the role folders, or find them as an interrupted run left them, and write the manifest.
+
+    Raises:
+        UserError: they cannot be prepared, or the data is not what the honest twin was made of.
+    """
     path = run / "manifest.json"
     manifest = read_manifest(run) if path.exists() and (run / ROLES).exists() else None
     if manifest is not None and (changed := _changed(manifest["experiment"], experiment)):
@@ -326,6 +338,9 @@ def _begin(experiment: Experiment, run: Path, launcher: Launcher, say: Callable[
                 f"with --launcher {manifest['launcher']}, or run it anew with --force"
             )
         manifest.pop("reason", None)
+        now, before = provenance(), manifest.get("continued", [])
+        if made(now) != made((before or [manifest])[-1]):
+            manifest["continued"] = [*before, now]
         if launcher == "inline":  # what was once in one process stays so
             manifest["launcher"] = launcher
     else:
@@ -333,6 +348,12 @@ def _begin(experiment: Experiment, run: Path, launcher: Launcher, say: Callable[
         for unfinished in (part, run / ROLES):  # without both a manifest and roles nothing has run yet
             shutil.rmtree(unfinished, ignore_errors=True)
         dealt = (prepare_boxed if launcher == "compose" else prepare)(experiment, part)
+        theirs = data_of(read_manifest(honest)) if honest is not None else ""
+        if theirs not in ("", dealt.sha256):
+            raise UserError(
+                f"{honest}, the honest twin, was made of other {experiment.data.dataset} (SHA-256 {theirs[:10]}, here "
+                f"{dealt.sha256[:10]}); put that data in place, or --force runs both again"
+            )
         part.rename(run / ROLES)
         manifest = {
             "status": "RUNNING",
@@ -345,6 +366,7 @@ def _begin(experiment: Experiment, run: Path, launcher: Launcher, say: Callable[
                 "validation": len(dealt.validation),
                 "test": len(dealt.test),
                 "public": len(dealt.public),
+                "sha256": dealt.sha256,
             },
             **provenance(),
         }

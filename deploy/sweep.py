@@ -13,10 +13,14 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from deploy.launch import Options, run_experiment, status
+from deploy.launch import Options, data_of, read_manifest, run_experiment, status
 from deploy.local import ignoring_interrupts
+from deploy.provenance import provenance
 from steelyard.config import Experiment
+from steelyard.data import load
+from steelyard.decoder_store import data_digest
 from steelyard.errors import SteelyardError
+from steelyard.report.sweep_made import Difference, check_data, differences, made
 from steelyard.sweep import HONEST, Cell
 
 
@@ -81,6 +85,38 @@ class Stop:
 def unfinished(cells: Sequence[Cell], out: Path) -> list[Cell]:
     """The cells whose run directories are not DONE."""
     return [cell for cell in cells if status(out / cell.run) != "DONE"]
+
+
+def check_made(cells: Sequence[Cell], mine: Sequence[Cell], out: Path) -> list[Difference]:
+    """Where the cells that are DONE were made otherwise than those to come will be.
+
+    Args:
+        cells: all cells of the sweep.
+        mine: those of them that are to be run here.
+        out: the folder of run directories.
+
+    Raises:
+        UserError: they were made of other data; or that of the cells to come is not to be had.
+    """
+    manifests = {cell.run: read_manifest(out / cell.run) for cell in cells if status(out / cell.run)}
+    found = [
+        (cell.experiment.data.dataset, sha256, f"{cell.title}, {out / cell.run}")
+        for cell in cells
+        if cell.run in manifests and (sha256 := data_of(manifests[cell.run]))
+    ]
+    known = {dataset for dataset, _, _ in found}
+    for config in dict.fromkeys(cell.experiment.data for cell in mine if cell.run not in manifests):
+        if config.dataset in known:
+            known.remove(config.dataset)
+            data = load(config)
+            found.append((config.dataset, data_digest(data.images, data.labels), "what is to be had here"))
+    check_data(found)
+    done = {
+        cell.title: made(manifest)
+        for cell in cells
+        if (manifest := manifests.get(cell.run)) and manifest["status"] == "DONE"
+    }
+    return differences(done, made(provenance())) if done else []
 
 
 def share(cells: Sequence[Cell], part: int, parts: int) -> list[Cell]:

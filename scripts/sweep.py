@@ -13,11 +13,12 @@ from pathlib import Path
 from rich.console import Console
 
 from deploy.launch import Options, check_roles
-from deploy.sweep import Outcome, run_cells, share, unfinished
+from deploy.sweep import Outcome, check_made, run_cells, share, unfinished
 from scripts.progress import command_name
 from steelyard.csv_rows import read_rows
 from steelyard.errors import UserError
 from steelyard.report.sweep_files import FILES, write_sweep
+from steelyard.report.sweep_made import Difference
 from steelyard.sweep import Sweep, load_sweep
 
 
@@ -93,7 +94,7 @@ def _run(sweep: Sweep, arguments: argparse.Namespace, part: tuple[int, int] | No
     mine = share(sweep.runs, *part) if part else list(sweep.runs)
     cells = unfinished(mine, arguments.out)
     view = Lines(sweep, arguments.out, (len(cells), len(mine)), jobs)
-    view.begin()
+    view.begin(check_made(sweep.runs, cells, arguments.out))
     check_roles(*(cell.experiment for cell in cells))
     view.start()
     options = Options(out=arguments.out, launcher=launcher, checked=True)
@@ -111,13 +112,15 @@ class Lines:
         self._ended = 0
         self.start()
 
-    def begin(self) -> None:
-        """Announce the sweep."""
+    def begin(self, otherwise: Sequence[Difference]) -> None:
+        """Announce the sweep, and which of its runs were made otherwise than those to come will be."""
         share = "" if self._mine == len(self._sweep.runs) else f" of {len(self._sweep.runs)}"
         self._console.print(
             f"{self._sweep.config.name}: {self._mine}{share} runs, {self._mine - self._cells} of them done already, "
             f"{self._jobs} at once, in {self._out}/"
         )
+        for each in otherwise:
+            self._console.print(f"done with other {each.what} ({each.other}, here {each.usual}): {each.names}")
 
     def start(self) -> None:
         """From here on the time that runs take tells when the sweep ends."""

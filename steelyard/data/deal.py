@@ -18,6 +18,7 @@ from steelyard.config import DataConfig, Experiment, Shape
 from steelyard.data import load
 from steelyard.data.dataset import Dataset, Floats, Indices, Labels
 from steelyard.data.partition import partition, stratified
+from steelyard.decoder_store import data_digest
 from steelyard.defence import defence_config
 from steelyard.errors import UserError
 from steelyard.seeding import numpy_generator
@@ -47,7 +48,10 @@ class Shard:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Deal:
-    """Who holds what, pairwise disjoint: `shards[k]` is client k's; `public` and `root` are empty unless asked for."""
+    """Who holds what, pairwise disjoint: `shards[k]` is client k's; `public` and `root` are empty unless asked for.
+
+    `sha256` is that of the whole data set, whichever way it was dealt.
+    """
 
     shape: Shape
     shards: tuple[Shard, ...]
@@ -55,6 +59,7 @@ class Deal:
     test: Shard
     public: Shard
     root: Shard
+    sha256: str
 
 
 def deal(experiment: Experiment) -> Deal:
@@ -102,6 +107,7 @@ def deal_out(dataset: Dataset, config: DataConfig, *, count: int, seed: int, roo
         test=shard(test),
         public=shard(public),
         root=shard(roots),
+        sha256=data_digest(dataset.images, dataset.labels),
     )
 
 

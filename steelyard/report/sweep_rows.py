@@ -17,10 +17,11 @@ from steelyard.config import Experiment
 from steelyard.errors import UserError
 from steelyard.report import measures
 from steelyard.report.records import read_metrics
+from steelyard.report.sweep_made import Made, check_data, made
 from steelyard.sweep import HONEST, Cell, absent, value_text
 
 Table = Mapping[str, Any]
-REVISION, SECONDS = "revision", "seconds"
+MADE, DATA, SECONDS = "made", "data_sha256", "seconds"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +31,7 @@ class Row:
     `attacked` is the variant's run, whether or not anybody attacks in it; differences are attacked minus honest, but
     `rank_displacement` counts places gained. What there is no number for is None. `without` figures are of the
     federation retrained without the attackers, under the same seed. Coalitions were judged on `judged_on` of the
-    `validation` examples.
+    `validation` examples. `made` is what made the run, `data_sha256` that of the data set ("" if it was not noted).
     """
 
     point: dict[str, Any]
@@ -78,8 +79,9 @@ class Row:
     bytes: int | None
     run: str
     honest_run: str
-    revision: str
-    honest_revision: str
+    data_sha256: str
+    made: Made
+    honest_made: Made
 
     @property
     def key(self) -> tuple[str, int]:
@@ -100,10 +102,16 @@ def read_rows(cells: Sequence[Cell], out: Path) -> list[Row]:
         out: the folder of run directories.
 
     Raises:
-        UserError: a run's files are damaged.
+        UserError: a run's files are damaged, or runs of one data set were made of different data.
     """
     read = {run: _summary(out / run) for run in dict.fromkeys(cell.run for cell in cells)}
     summaries = {run: summary for run, summary in read.items() if summary is not None}
+    first = {cell.run: cell for cell in reversed(cells)}
+    check_data(
+        (first[run].experiment.data.dataset, summary[DATA], f"{first[run].title}, {out / run}")
+        for run, summary in summaries.items()
+        if summary[DATA]
+    )
     controls = {
         (cell.honest, tuple(sorted(absent(cell.experiment)))): summaries[cell.run]  # same twin: else unchanged
         for cell in cells
@@ -127,6 +135,8 @@ def rows_as_csv(rows: Sequence[Row]) -> str:
     for row in rows:
         values = asdict(row)
         values["absent"] = " ".join(map(str, row.absent))
+        for key in ("made", "honest_made"):
+            values[key] = "; ".join(f"{what} {value}" for what, value in values[key].items())
         writer.writerow([*(value_text(row.point[key]) for key in keys), *(_cell(values[name]) for name in names)])
     return text.getvalue()
 
@@ -136,13 +146,14 @@ def _cell(value: Any) -> Any:
 
 
 def _summary(run: Path) -> dict[str, Any] | None:
-    """A run's summary if it is DONE, with its manifest's source revision and the seconds in which it really ran."""
+    """A run's summary if it is DONE, with what made it, of which data, and the seconds in which it really ran."""
     try:
         manifest = json.loads((run / "manifest.json").read_text(encoding="utf-8"))
         if manifest["status"] != "DONE":
             return None
         summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
-        return {**summary, REVISION: manifest["revision"], SECONDS: manifest.get("seconds")}
+        data = manifest.get("data", {}).get("sha256", "")
+        return {**summary, MADE: made(manifest), DATA: data, SECONDS: manifest.get("seconds")}
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -188,8 +199,9 @@ def _rows(cell: Cell, summary: Table, honest: Table, control: Table | None, out:
             bytes=cost["bytes_received"] + cost["bytes_sent"] if cost else None,
             run=cell.run,
             honest_run=cell.honest,
-            revision=summary[REVISION],
-            honest_revision=honest[REVISION],
+            data_sha256=summary[DATA],
+            made=summary[MADE],
+            honest_made=honest[MADE],
         )
         for name, results in summary["evaluators"].items()
         for client in cell.watched

@@ -10,6 +10,7 @@ import math
 from collections.abc import Sequence
 
 from steelyard.report.contrasts import MARGIN, Estimate, estimate, holm, non_inferior
+from steelyard.report.sweep_made import Difference, differences
 from steelyard.report.sweep_results import Result, Results, by_seed, contributions, estimate_of, mean
 from steelyard.report.sweep_rows import Row
 from steelyard.sweep import HONEST
@@ -22,7 +23,8 @@ def markdown(results: Results) -> str:
     sweep = results.sweep
     parts = [
         f"# Sweep {sweep.config.name}",
-        _about(results),
+        _about(results, mixed := _mixed(results)),
+        _made(mixed),
         _primary(results.primary()),
         _contrasts(results.family()),
         _scores(results, sweep.evaluator, f"Scores: {sweep.evaluator}, the attacker's raw total"),
@@ -40,7 +42,7 @@ def markdown(results: Results) -> str:
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _about(results: Results) -> str:
+def _about(results: Results, mixed: Sequence[Difference]) -> str:
     sweep, rows = results.sweep, results.rows
     seeds = {row.seed for row in rows}
     sizes = sorted({(row.judged_on, row.validation, row.test) for row in rows})
@@ -50,15 +52,24 @@ def _about(results: Results) -> str:
     done = len({(row.key, row.variant) for row in rows})
     planned = sum(cell.variant != HONEST for cell in sweep.cells)
     paired = f"{len(seeds)} paired seed{'s' if len(seeds) > 1 else ''} ({_spans(sorted(seeds))})"
-    revisions = sorted({revision or "unknown" for row in rows for revision in (row.revision, row.honest_revision)})
-    source = (
-        f"Source revision {revisions[0]}" if len(revisions) == 1 else "MIXED source revisions " + ", ".join(revisions)
-    )
+    what = ", ".join(dict.fromkeys(each.what for each in mixed))
+    source = f"MIXED: {what}, see below" if mixed else f"Source revision {rows[0].made['revision']}"
     return (
         f"Base {sweep.config.base}, {paired}, {done} of {planned} variant runs done. {examples}. {source}.\n"
         "Differences are attacked minus honest under the same seed; brackets are two-sided 95 % intervals, Student's t "
         "over seeds."
     )
+
+
+def _mixed(results: Results) -> list[Difference]:
+    """Where runs in the tables were not made like the others."""
+    made = {run: each for row in results.rows for run, each in ((row.run, row.made), (row.honest_run, row.honest_made))}
+    return differences({cell.title: made[cell.run] for cell in results.sweep.runs if cell.run in made})
+
+
+def _made(mixed: Sequence[Difference]) -> str:
+    cells = [(each.what, each.usual, each.other, each.names) for each in mixed]
+    return block("MIXED: not all runs were made alike", ("what", "most runs", "otherwise", "in"), cells)
 
 
 def _part(judged_on: int, validation: int) -> str:

@@ -86,6 +86,11 @@ def test_a_finished_run_of_other_code_or_data_is_told(undisturbed: Any, shell: A
     code, said, _ = shell.finish(shell.start_run("--set", "attack.name=random_noise", "--launcher", "inline"))
     assert code == 0
     assert f"the honest twin is {shell.out / twin.name}, DONE already, but of other source code" in said
+    change(twin, data={"sha256": "f" * 64})
+    code, _, err = shell.finish(shell.start_run("--set", "attack.name=scaling", "--launcher", "inline"))
+    assert (code, err.count("\n")) == (2, 1)
+    assert f"{shell.out / twin.name}, the honest twin, was made of other digits (SHA-256 ffffffffff, here " in err
+    assert len(list(shell.out.iterdir())) == 3, "nothing is left of it"
     code, _, err = shell.steelyard("run", "--resume", str(twin))
     assert code == 2
     assert "a run's honest twin goes on with that run, so resume the run" in err
@@ -98,16 +103,20 @@ def test_what_goes_on_keeps_its_settings_and_that_its_roles_were_once_in_one_pro
     run = shell.the_run()
     change(run, status="FAILED")
     shell.run("--launcher", "inline")
-    change(run, status="FAILED")
+    manifest = json.loads((run / "manifest.json").read_text(encoding="utf-8"))
+    assert "continued" not in manifest, "by the code that began it"
+    change(run, status="FAILED", revision="5ee1")
     code, said, err = shell.finish(shell.start_run("--set", "scoring.workers=2"))
     assert (code, err) == (0, "")
     assert "goes on with scoring.workers as it began; --force begins anew" in said
+    (later,) = json.loads((run / "manifest.json").read_text(encoding="utf-8"))["continued"]
+    assert later["revision"] == manifest["revision"]
     (run / "summary.json").unlink()
     shell.run()  # makes the summary anew
     assert json.loads((run / "summary.json").read_text(encoding="utf-8"))["boundary"].startswith("none: all roles")
 
 
-def change(run: Path, **fields: str) -> None:
+def change(run: Path, **fields: Any) -> None:
     path = run / "manifest.json"
     path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | fields), encoding="utf-8")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -110,6 +111,39 @@ def test_a_sweep_from_end_to_end(shell: Any) -> None:
     assert (code, err) == (0, "")
     assert "tiny: 6 runs, 6 of them done already" in said
     assert text in said
+    check_that_runs_made_otherwise_are_told(shell, sweep)
+
+
+def check_that_runs_made_otherwise_are_told(shell: Any, sweep: str) -> None:
+    """Continues a finished sweep as if one of its runs had been made by another torch, and then of other data."""
+    own, other = (next(shell.out.glob(f"base-{name}-*/manifest.json")) for name in ("flip", "rider"))
+    manifest = json.loads(own.read_text(encoding="utf-8"))
+    ours = manifest["versions"]["torch"]
+    manifest["versions"]["torch"] = "1.0"
+    own.write_text(json.dumps(manifest), encoding="utf-8")
+    title = f"flip seed={manifest['experiment']['seed']}"
+    code, said, err = swept(shell, sweep)
+    assert (code, err) == (0, "")
+    assert f"done with other torch (1.0, here {ours}): {title}\n" in said
+    assert "MIXED: torch, see below." in said
+    assert f"| torch | {ours}" in said
+    assert {row["made"].count("torch 1.0") for row in table(shell) if row["run"] == own.parent.name} == {1}
+
+    shutil.rmtree(other.parent)
+    manifest["data"]["sha256"] = "f" * 64
+    own.write_text(json.dumps(manifest), encoding="utf-8")
+    for arguments in ((), ("--table-only",)):
+        code, _, err = swept(shell, sweep, *arguments)
+        assert (code, err.count("\n")) == (2, 1)
+        assert f"ffffffffff of {title}, {own.parent}" in err
+    assert not other.parent.exists(), "nothing ran"
+    for path in shell.out.glob("*/manifest.json"):
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        manifest["data"]["sha256"] = "f" * 64
+        path.write_text(json.dumps(manifest), encoding="utf-8")
+    code, _, err = swept(shell, sweep)
+    assert (code, err.count("\n")) == (2, 1)
+    assert "of what is to be had here. Put the right data in place" in err
 
 
 @pytest.mark.slow

@@ -15,6 +15,7 @@ from steelyard.config import ClientsConfig
 from steelyard.errors import UserError
 from steelyard.parsing import parse
 from steelyard.report.sweep_files import intervals_figure, write_sweep
+from steelyard.report.sweep_made import differences
 from steelyard.report.sweep_results import Results, contributions
 from steelyard.report.sweep_rows import Row, read_rows, rows_as_csv
 from steelyard.report.sweep_table import markdown
@@ -77,11 +78,12 @@ def summary_of(cell: Cell) -> dict[str, Any]:
     }
 
 
-def write_run(out: Path, cell: Cell, status: str = "DONE", revision: str = "1a2b") -> None:
+def write_run(out: Path, cell: Cell, status: str = "DONE", **manifest: Any) -> None:
     run = out / cell.run
     run.mkdir(parents=True)
     (run / "manifest.json").write_text(
-        json.dumps({"status": status, "experiment": {}, "revision": revision, "seconds": 2.5}), encoding="utf-8"
+        json.dumps({"status": status, "experiment": {}, "revision": "1a2b", "seconds": 2.5, **manifest}),
+        encoding="utf-8",
     )
     (run / "summary.json").write_text(json.dumps(summary_of(cell)), encoding="utf-8")
     header = "round,accuracy,loss,participants,missing,weights,suspicion,seconds,model_sha256\n"
@@ -207,13 +209,45 @@ def test_a_contrast_between_grid_points_pairs_their_seeds(tmp_path: Path) -> Non
     assert line[2:5] == ["sv", "+0.5000 [+0.5000, +0.5000]", "3 of 3"]
 
 
-def test_runs_of_several_source_revisions_are_told(sweep: Sweep, tmp_path: Path) -> None:
+def test_runs_that_were_not_made_alike_are_told(sweep: Sweep, tmp_path: Path) -> None:
     for cell in sweep.runs:
-        write_run(tmp_path, cell, revision="3c4d" if (cell.variant, cell.seed) == (HONEST, 8) else "1a2b")
+        older = {"revision": "3c4d", "versions": {"torch": "2.1"}} if (cell.variant, cell.seed) == (HONEST, 8) else {}
+        elsewhere = {"processor": "another"} if cell.variant == "flip" else {}
+        begun = {"versions": {"torch": "2.2"}, "processor": "one"}
+        went_on = {"continued": [{**begun, "revision": "5e6f"}]} if (cell.variant, cell.seed) == ("latent", 9) else {}
+        write_run(tmp_path, cell, **{**begun, **older, **elsewhere, **went_on})
     results = Results(sweep, read_rows(sweep.cells, tmp_path))
-    assert "MIXED source revisions 1a2b, 3c4d." in markdown(results)
-    same = [row for row in results.rows if row.seed != 8]
-    assert "Source revision 1a2b." in markdown(Results(sweep, same))
+    text = markdown(results)
+    assert "MIXED: revision, processor, torch, see below." in text
+    told = text[text.index("## MIXED: not all runs were made alike") : text.index("## Primary")]
+    assert line_of(told, "revision", "1a2b", "3c4d")[3:] == ["honest seed=8"]
+    assert line_of(told, "revision", "1a2b", "1a2b, then 5e6f")[3:] == ["latent seed=9"]
+    assert line_of(told, "processor", "one", "another")[3:] == ["flip seed=7, flip seed=8, flip seed=9"]
+    assert line_of(told, "torch", "2.2", "2.1")[3:] == ["honest seed=8"]
+    (row,) = csv.DictReader(rows_as_csv([row_of(results, "flip", "sv", 8)]).splitlines())
+    assert row["made"] == "revision 1a2b; processor another; torch 2.2"
+    assert row["honest_made"] == "revision 3c4d; processor one; torch 2.1"
+    same = markdown(Results(sweep, [row for row in results.rows if row.seed == 7 and row.variant == "latent"]))
+    assert "Source revision 1a2b." in same
+    assert "MIXED" not in same
+
+
+def test_many_runs_that_were_made_otherwise_are_counted() -> None:
+    (found,) = differences({str(n): {"torch": "2.1"} for n in range(8)}, {"torch": "2.2", "python": "3.12"})
+    assert (found.what, found.usual, found.other, found.names) == ("torch", "2.2", "2.1", "0, 1, 2, 3, 4 and 3 more")
+
+
+def test_runs_of_other_data_stand_in_no_table(sweep: Sweep, tmp_path: Path) -> None:
+    for cell in sweep.runs:
+        other = (cell.variant, cell.seed) in ((HONEST, 8), ("flip", 8))
+        write_run(tmp_path, cell, data={"sha256": ("b" if other else "a") * 64})
+    with pytest.raises(UserError) as raised:
+        write_sweep(sweep, tmp_path)
+    said = str(raised.value)
+    first, other = (next(cell for cell in sweep.runs if cell.seed == seed) for seed in (7, 8))
+    assert "digits: the same data behind all runs of a sweep expected, got SHA-256 aaaaaaaaaa of" in said
+    assert f"aaaaaaaaaa of {first.title}, {tmp_path / first.run} and 6 more" in said
+    assert f"bbbbbbbbbb of {other.title}, {tmp_path / other.run} and 1 more" in said
 
 
 def test_only_seeds_that_both_have_are_paired(sweep: Sweep, tmp_path: Path) -> None:
