@@ -205,8 +205,6 @@ def _scoring(experiment: Experiment, dealt: Deal) -> str:
     )
     if any(table.get("seconds") for table in experiment.evaluators):
         said += ", less where an evaluator's `seconds` end it"
-    if experiment.defence.get("name") and experiment.defence.get("scoring", "same_rule") == "same_rule":
-        said += ", and what the defence's rule takes for each coalition"
     return said
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from typing import Any
 
@@ -10,6 +11,9 @@ import pytest
 from deploy.prepare import server_half
 from scripts.doctor import _scoring, duration
 from server.forecast import forecast
+from steelyard.aggregation import RULES
+from steelyard.aggregation.base import Group, State, Verdict
+from steelyard.aggregation.mean import Mean
 from steelyard.config import ClientsConfig, DataConfig, Experiment, RosterEntry, ScoringConfig, ServerHalf, Shape
 from steelyard.data.deal import deal
 
@@ -60,9 +64,30 @@ def test_the_doctor_says_it_in_one_line() -> None:
 
 
 def test_the_doctor_says_what_it_does_not_know() -> None:
-    asked = replace(experiment({**SHAPLEY, "seconds": 1.0}), defence={"name": "trimmed_mean"})
-    line = _scoring(asked, deal(asked))
-    assert ", less where an evaluator's `seconds` end it, and what the defence's rule takes for each coalition" in line
+    asked = experiment({**SHAPLEY, "seconds": 1.0})
+    assert _scoring(asked, deal(asked)).endswith(", less where an evaluator's `seconds` end it")
+
+
+class Slow(Mean):
+    """A rule that takes 0.3 s to join anything."""
+
+    def decide(self, state: State, group: Group) -> Verdict:
+        time.sleep(0.3)
+        return super().decide(state, group)
+
+
+def test_a_rule_that_joins_coalitions_is_timed_once_for_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(RULES, "slow", (RULES["mean"][0], Slow))
+    asked = replace(half(FEDSV), defence={"name": "slow"})
+    assert 0.3 < forecast(asked, 3000)["seconds"] < 0.9, "whatever the number of its inner batches"
+    assert forecast(replace(asked, defence={"name": "slow", "scoring": "mean"}), 60)["seconds"] < 0.3
+
+
+@pytest.mark.parametrize("name", sorted(RULES))
+def test_it_can_time_every_rule(name: str) -> None:
+    clients = tuple(RosterEntry(client=k, samples=1) for k in range(12))
+    asked = replace(half(LOO), roster=clients, defence={"name": name, "root": 10})
+    assert forecast(asked, 60)["seconds"] > 0
 
 
 @pytest.mark.parametrize(
