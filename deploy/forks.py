@@ -1,15 +1,19 @@
-"""Client processes forked from one that has already loaded what a client needs: ten of them then start like one.
+"""Starts the processes of roles, forked from one that has loaded what they need: all of them then start like one.
 
-`python -m deploy.forks` loads the client's code, which takes each process that does it alone a second and 150 MB, and
-then forks one client for every line that it reads. It has no role folder open and knows no secret; a fork is a process
-of its own, a child of the launcher like any other. Linux only: elsewhere a fork of a fork is not the launcher's child.
-Not multiprocessing's fork server: its processes are that server's children, in whatever environment this process has.
-`python -m deploy.forks server` forks servers, which tests need many of.
+`python -m deploy.forks` loads the client's code, which takes a process that does it alone two seconds and 150 MB, and
+then forks one role for every line that it reads; of the server's code little is not the client's too, and a server
+loads that itself. It has no role folder open and knows no secret; a fork is a process of its own, a child of the
+launcher like any other. Linux only: elsewhere a fork of a fork is not the launcher's child. Not multiprocessing's fork
+server: its processes are that server's children, in whatever environment this process has.
 """
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import ctypes
+import functools
+import gc
 import importlib
 import json
 import os
@@ -26,22 +30,46 @@ from typing import Any
 
 from deploy.environment import process_environment
 from steelyard.errors import RunFailedError, WaitTimeoutError
-from steelyard.process import exit_with_launcher, last_words, run_main, settle_down
+from steelyard.process import exit_with_launcher, last_words, run_main
 
 PR_SET_NAME, PR_SET_CHILD_SUBREAPER = 15, 36  # from Linux's <sys/prctl.h>
 LOAD_TIMEOUT_S = 600.0
 POLL_S = 0.01
+FORKED = ("server", "client")
+_LOCK = threading.Lock()  # a sweep launches from several threads
 
 
-def can_fork() -> bool:
-    """Whether this system can: the launcher must be able to become the parent of its grandchildren."""
-    return sys.platform.startswith("linux")
+def start(module: str, path: Path, arguments: list[str], log: Path) -> subprocess.Popen[bytes] | Fork:
+    """Start `python -m MODULE PATH ARGUMENTS`, a role of this launcher's; what it says is appended to the log.
+
+    Raises:
+        RunFailedError: it could not be started.
+    """
+    log.touch()  # so that there is one to read, however early the process ends
+    if module in FORKED and sys.platform.startswith("linux"):
+        with _LOCK:
+            return _nursery().fork(module, path, arguments, log)
+    with log.open("ab") as output:
+        return subprocess.Popen(
+            [sys.executable, "-m", module, str(path.resolve()), *arguments],
+            env=process_environment(),
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,  # Ctrl-C reaches the launcher alone, which ends the others in order
+        )
+
+
+@functools.cache
+def _nursery() -> Nursery:
+    """This launcher's, for all that it starts."""
+    made = Nursery()
+    atexit.register(made.close)
+    return made
 
 
 class Fork:
-    """A client's process, with as much of `subprocess.Popen` as a launcher uses."""
-
-    stdout = None
+    """A role's process, with as much of `subprocess.Popen` as a launcher uses."""
 
     def __init__(self, pid: int) -> None:
         self.pid = pid
@@ -65,7 +93,7 @@ class Fork:
         pause = threading.Event()
         while (code := self.poll()) is None:
             if time.monotonic() >= end:
-                raise subprocess.TimeoutExpired("client", timeout or 0.0)
+                raise subprocess.TimeoutExpired("fork", timeout or 0.0)
             pause.wait(POLL_S)
         return code
 
@@ -83,9 +111,9 @@ class Fork:
 
 
 class Nursery:
-    """The process that forks clients. It loads from the moment it is made; the first fork waits for that.
+    """The process that forks roles. It loads from the moment it is made; the first fork waits for that.
 
-    `program` is what else than a client's process forks: Python's arguments for one that ends in `serve`.
+    `program` is another one that forks: Python's arguments for one that ends in `serve`.
     """
 
     def __init__(self, *program: str) -> None:
@@ -94,20 +122,26 @@ class Nursery:
         self._served = False
         self._start()
 
-    def fork(self, folder: Path, arguments: list[str], log: Path) -> Fork:
-        """Start the role of a folder; what it says is appended to the log.
+    def fork(self, module: str, path: Path, arguments: list[str], log: Path) -> Fork:
+        """Start a role's process, as `start` does.
 
         Raises:
             RunFailedError: it could not be started; a process that was ended after it had served is replaced once.
         """
-        order = {"name": folder.name, "arguments": [str(folder.resolve()), *arguments], "log": str(log.resolve())}
-        pid = self._ask(order)
+        words = [str(path.resolve()), *arguments]
+        order = {"module": module, "name": path.name, "arguments": words, "log": str(log.resolve())}
+        try:
+            pid = self._ask(order)
+        except BaseException:  # a late answer must not be taken for the next order's
+            self.close()
+            self._start()
+            raise
         if not pid and self._served:
             self.close()
             self._start()
             pid = self._ask(order)
         if not pid:
-            raise RunFailedError(f"{folder.name} could not be started: {self._last_words()}")
+            raise RunFailedError(f"{path.name} could not be started: {self._last_words()}")
         self._served = True
         return Fork(int(pid))
 
@@ -154,21 +188,23 @@ class Nursery:
 
 
 def main() -> int:
-    """Fork clients, or what the command line names."""
-    serve(*sys.argv[1:2] or ["client"])
+    """Fork roles until the launcher wants no more."""
+    serve()
     return 0
 
 
-def serve(role: str) -> None:
-    """Load a role's code, then fork for every line; a fork goes on as that role's own process."""
+def serve() -> None:
+    """Load the client's code, then fork for every line; a fork goes on as its role's own process."""
     exit_with_launcher()
-    settle_down()
-    importlib.import_module(f"{role}.app")
+    with contextlib.suppress(Exception):  # a fork finds the same, and tells it in its own log
+        importlib.import_module("client.app")
+    gc.collect()
+    gc.freeze()  # a fork that looks through what it shares with the others copies it, page by page
     while line := sys.stdin.readline():
         order = json.loads(line)
         if _is_fork():
-            _become(role, order)
-            runpy.run_module(role, run_name="__main__", alter_sys=True)
+            _become(order)
+            _play(order["module"])
 
 
 def _is_fork() -> bool:
@@ -194,7 +230,7 @@ def _is_fork() -> bool:
     return True
 
 
-def _become(role: str, order: dict[str, Any]) -> None:
+def _become(order: dict[str, Any]) -> None:
     """Leave everything of the parent's behind: its pipes, its session, its name."""
     os.setsid()
     log = os.open(order["log"], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
@@ -204,7 +240,18 @@ def _become(role: str, order: dict[str, Any]) -> None:
     os.close(log)
     os.close(nothing)
     ctypes.CDLL(None).prctl(PR_SET_NAME, order["name"].encode("ascii"))
-    sys.argv = [role, *order["arguments"]]
+    sys.argv = [order["module"], *order["arguments"]]
+
+
+def _play(module: str) -> None:
+    """Be `python -m MODULE` to the end, but for taking down what was loaded: that costs more than it did to fork."""
+    code = 1
+    atexit.register(lambda: os._exit(code))
+    try:
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+    except SystemExit as end:
+        code = int(end.code or 0)
+        raise
 
 
 if __name__ == "__main__":

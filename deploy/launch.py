@@ -24,6 +24,7 @@ from deploy.containers.boxes import prepare_boxed
 from deploy.containers.run import LOCK, run_containers
 from deploy.decoders import check_decoder
 from deploy.environment import process_environment
+from deploy.forks import Fork, start
 from deploy.local import run_local
 from deploy.prepare import client_half, prepare, server_half
 from deploy.provenance import provenance, revision
@@ -212,30 +213,23 @@ def check_roles(*experiments: Experiment) -> None:
 def _check_halves(halves: Sequence[tuple[str, str]]) -> None:
     """Check halves side by side, each given as its role's module and its text."""
     with tempfile.TemporaryDirectory() as folder:
-        processes = []
-        for at, (module, text) in enumerate(halves):
-            path = Path(folder) / f"{module}-{at}.json"
-            write_text(path, text)
-            processes.append(
-                subprocess.Popen(
-                    [sys.executable, "-m", module, "--check", str(path)],
-                    env=process_environment(),
-                    stderr=subprocess.PIPE,
-                    text=True,
-                )
-            )
+        checks: list[subprocess.Popen[bytes] | Fork] = []
+        logs = [Path(folder) / f"{module}-{at}.log" for at, (module, _) in enumerate(halves)]
         try:
-            complaints = [process.communicate(timeout=CHECK_TIMEOUT_S)[1] for process in processes]
+            for (module, text), log in zip(halves, logs, strict=True):
+                half = log.with_suffix(".json")
+                write_text(half, text)
+                checks.append(start(module, half, ["--check"], log))
+            codes = [check.wait(CHECK_TIMEOUT_S) for check in checks]
         except subprocess.TimeoutExpired:
             raise WaitTimeoutError(f"a role did not check its half within {CHECK_TIMEOUT_S:g} s") from None
         finally:
-            for process in processes:
-                if process.poll() is None:
-                    process.kill()
-                    process.communicate()
-        for (module, _), process, complaint in zip(halves, processes, complaints, strict=True):
-            if process.returncode:
-                raise UserError(f"{module}: {last_words(complaint)}")
+            for check in checks:
+                check.kill()
+                check.wait()
+        for (module, _), code, log in zip(halves, codes, logs, strict=True):
+            if code:
+                raise UserError(f"{module}: {last_words(log.read_text(encoding='utf-8', errors='replace'))}")
 
 
 def _bare_halves(experiment: Experiment) -> dict[str, str]:

@@ -8,22 +8,20 @@ from __future__ import annotations
 
 import contextlib
 import os
-import queue
+import re
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from deploy.endings import describe, failure
-from deploy.environment import process_environment
 from deploy.faults import POLL_S as FAULT_POLL_S
 from deploy.faults import FaultDriver, Record, count_links
-from deploy.forks import Fork, Nursery, can_fork
+from deploy.forks import Fork, start
 from deploy.link.control import command
 from deploy.prepare import client_folder, link_folder, server_folder
 from steelyard.errors import WaitTimeoutError
@@ -33,6 +31,8 @@ from steelyard.process import MISTAKE
 START_TIMEOUT_S = 600.0  # a resumed server first scores the round that it had closed
 END_TIMEOUT_S = 3.0  # between asking a process to end and ending it
 POLL_S = 0.2
+LISTENING = re.compile(r"^listening on (\S+)\n", re.MULTILINE)
+LISTENING_POLL_S = 0.02
 
 
 @dataclass
@@ -40,9 +40,10 @@ class Process:
     """One role's process."""
 
     role: str
-    popen: subprocess.Popen[str] | Fork
+    popen: subprocess.Popen[bytes] | Fork
     log: Path
-    reported: bool = field(default=False)
+    begins: int = 0  # where in the log its own words begin
+    reported: bool = False
 
     @property
     def code(self) -> int | None:
@@ -51,8 +52,8 @@ class Process:
 
     @property
     def said(self) -> str:
-        """All that is in its log."""
-        return self.log.read_text(encoding="utf-8", errors="replace")
+        """All that it has said; an earlier process of the same role is in the log too."""
+        return self.log.read_bytes()[self.begins :].decode("utf-8", errors="replace")
 
 
 def run_local(
@@ -79,9 +80,8 @@ def run_local(
     """
     here = Roles(roles)
     try:
-        server = _start("server", server_folder(roles), ["--run", str(run)], subprocess.PIPE)
+        server = _start("server", server_folder(roles), ["--run", str(run)])
         here.processes.append(server)
-        here.load()  # while the server does
         address = _await_address(server)
         for client in clients:  # one by one, so that those started are ended if the next can't start
             here.join(client, address)
@@ -96,10 +96,7 @@ def run_local(
         count_links(here, linked, Record(run))
     finally:
         with ignoring_interrupts():
-            try:
-                here.close()
-            finally:
-                end_all(here.processes)
+            end_all(here.processes)
 
 
 def run_server(
@@ -116,7 +113,7 @@ def run_server(
     """
     processes: list[Process] = []
     try:
-        server = _start("server", server_folder(roles), ["--run", str(run)], subprocess.PIPE)
+        server = _start("server", server_folder(roles), ["--run", str(run)])
         processes.append(server)
         for client in invite(_await_address(server)):  # one by one, to end those started if the next can't start
             processes.append(client)  # noqa: PERF402 - not at once, see above
@@ -134,36 +131,20 @@ class Roles:
         self.processes: list[Process] = []  # all that were ever started
         self.clients: dict[int, Process] = {}  # each client's latest
         self.addresses: dict[int, str] = {}  # where each client finds the server
-        self._nursery: Nursery | None = None
-
-    def load(self) -> None:
-        """Have clients forked from a process that loads from now on, where the system can."""
-        if can_fork():
-            self._nursery = Nursery()
-
-    def close(self) -> None:
-        """End what `load` started."""
-        if self._nursery is not None:
-            self._nursery.close()
 
     def join(self, client: int, server: str) -> None:
         """Say where a client finds the server: through its link, which starts here, if it has a folder."""
         folder = link_folder(self._roles, client)
         self.addresses[client] = server
         if folder.exists():
-            link = _start("deploy.link", folder, ["--target", server], subprocess.PIPE)
+            link = _start("deploy.link", folder, ["--target", server])
             self.processes.append(link)
             self.addresses[client] = _await_address(link)
 
     def start(self, client: int) -> None:
         """Start a client from its folder."""
-        folder, arguments = client_folder(self._roles, client), ["--server", self.addresses[client]]
-        if self._nursery is None:
-            self.clients[client] = _start("client", folder, arguments, None)
-        else:
-            log = folder / "log.txt"
-            log.touch()  # so that there is one to read, however early the client ends
-            self.clients[client] = Process(folder.name, self._nursery.fork(folder, arguments, log), log)
+        arguments = ["--server", self.addresses[client]]
+        self.clients[client] = _start("client", client_folder(self._roles, client), arguments)
         self.processes.append(self.clients[client])
 
     def kill(self, client: int) -> None:
@@ -189,39 +170,24 @@ class Roles:
             os.kill(self.clients[client].popen.pid, number)
 
 
-def _start(module: str, folder: Path, arguments: list[str], stdout: int | None) -> Process:
+def _start(module: str, folder: Path, arguments: list[str]) -> Process:
     log = folder / "log.txt"
-    with log.open("a", encoding="utf-8") as output:
-        popen = subprocess.Popen(
-            [sys.executable, "-m", module, str(folder.resolve()), *arguments],
-            env=process_environment(),
-            stdin=subprocess.DEVNULL,
-            stdout=output if stdout is None else stdout,
-            stderr=output,
-            text=True,
-            start_new_session=True,  # Ctrl-C reaches the launcher alone, which ends the others in order
-        )
-    return Process(folder.name, popen, log)
+    begins = log.stat().st_size if log.exists() else 0
+    return Process(folder.name, start(module, folder, arguments, log), log, begins)
 
 
-def _await_address(server: Process) -> str:
-    """The address that the server prints once it listens."""
-    lines: queue.Queue[str] = queue.Queue()
-    stream = server.popen.stdout
-    assert stream is not None
-    threading.Thread(target=_pump, args=(stream, lines), daemon=True).start()
+def _await_address(process: Process) -> str:
+    """The address that a process says once it listens."""
     end = time.monotonic() + START_TIMEOUT_S
+    pause = threading.Event()
     while time.monotonic() < end:
-        with contextlib.suppress(queue.Empty):
-            return lines.get(timeout=POLL_S).removeprefix("listening on ").strip()
-        if server.code is not None and lines.empty():
-            raise failure(server.code, server.said, "the server")
-    raise WaitTimeoutError(f"{server.role} did not listen within {START_TIMEOUT_S:g} s; its log: {server.log}")
-
-
-def _pump(stream: IO[str], lines: queue.Queue[str]) -> None:
-    for line in stream:
-        lines.put(line)
+        code, said = process.code, process.said  # in this order, so that an ended one has said all
+        if listens := LISTENING.search(said):
+            return listens[1]
+        if code is not None:
+            raise failure(code, said, "the server")
+        pause.wait(LISTENING_POLL_S)
+    raise WaitTimeoutError(f"{process.role} did not listen within {START_TIMEOUT_S:g} s; its log: {process.log}")
 
 
 def _follow(
@@ -279,8 +245,6 @@ def end_all(processes: list[Process]) -> None:
             if process.code is None:
                 process.popen.kill()
             process.popen.wait()
-            if process.popen.stdout is not None:
-                process.popen.stdout.close()
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -15,7 +16,7 @@ import numpy as np
 import pytest
 
 from deploy.environment import THREADS
-from deploy.forks import Fork, Nursery
+from deploy.forks import Fork, start
 from deploy.prepare import client_folder, prepare, server_folder
 from protos import federation_pb2_grpc
 from steelyard.bundle import Manifest, digest, raw
@@ -128,8 +129,7 @@ class Federation:
 
     roles: Path
     run: Path
-    nursery: Nursery
-    server: Fork | None = None
+    server: subprocess.Popen[bytes] | Fork | None = None
     address: str = ""
     opened: list[Scripted] = field(default_factory=list)
 
@@ -141,7 +141,7 @@ class Federation:
     def start(self) -> None:
         self.log.touch()  # so that there is one to read before the server says anything
         said = self.log.stat().st_size
-        server = self.server = self.nursery.fork(server_folder(self.roles), ["--run", str(self.run)], self.log)
+        server = self.server = start("server", server_folder(self.roles), ["--run", str(self.run)], self.log)
 
         def line() -> str:
             ended = server.poll() is not None
@@ -217,31 +217,15 @@ def small_experiment(**changes: Any) -> Experiment:
     return parse(Experiment, table, "test")
 
 
-@pytest.fixture(scope="session")
-def server_nursery() -> Iterator[Nursery]:
-    """Forks servers: loading their code takes longer than most of what is asked of one."""
-    made = Nursery("-m", "deploy.forks", "server")
-    yield made
-    made.close()
-
-
-@pytest.fixture(scope="session")
-def client_nursery() -> Iterator[Nursery]:
-    """Forks clients, as the launcher does."""
-    made = Nursery()
-    yield made
-    made.close()
-
-
 @pytest.fixture
-def make_federation(tmp_path: Path, server_nursery: Nursery) -> Iterator[Callable[..., Federation]]:
+def make_federation(tmp_path: Path) -> Iterator[Callable[..., Federation]]:
     """Makes federations from changes to the small experiment; ends their processes."""
     made: list[Federation] = []
 
     def make(**changes: Any) -> Federation:
         roles = tmp_path / f"roles-{len(made)}"
         prepare(small_experiment(**changes), roles)
-        federation = Federation(roles, tmp_path / f"run-{len(made)}", server_nursery)
+        federation = Federation(roles, tmp_path / f"run-{len(made)}")
         made.append(federation)
         federation.start()
         return federation

@@ -70,7 +70,7 @@ def expect_the_mishap(self, folder, server):
     begin(self, folder, server)
 
 app.Client._work, app.Client.__init__ = note_the_round, expect_the_mishap
-serve("client")
+serve()
 """
 
 
@@ -86,7 +86,7 @@ class Clients:
         folder = client_folder(self._federation.roles, client)
         (folder / "mishap").write_text(f"{mishap},{number}", encoding="ascii")
         arguments = ["--server", self._federation.address]
-        self.processes[client] = self._nursery.fork(folder, arguments, folder / "log.txt")
+        self.processes[client] = self._nursery.fork("client", folder, arguments, folder / "log.txt")
 
     def state(self, client: int) -> str:
         """The kernel's word on a process: T stopped, Z ended, anything else."""

@@ -13,7 +13,7 @@ import pytest
 
 import client.session
 from client.session import DisconnectedError, Session
-from deploy.forks import Nursery
+from deploy.forks import start
 from deploy.prepare import client_folder
 from steelyard.errors import RefusedError
 from steelyard.transport.endpoint import STREAMS, bind, dial, server_options
@@ -51,10 +51,10 @@ def silent_calls(address: str, metadata: Any, connections: int, methods: tuple[s
         over.set()
 
 
-def finish(federation: Any, nursery: Nursery, clients: tuple[int, ...]) -> None:
+def finish(federation: Any, clients: tuple[int, ...]) -> None:
     """Have clients of their own processes take part to the end of the run."""
     logs = {k: client_folder(federation.roles, k) / "log.txt" for k in clients}
-    started = [nursery.fork(log.parent, ["--server", federation.address], log) for log in logs.values()]
+    started = [start("client", log.parent, ["--server", federation.address], log) for log in logs.values()]
     try:
         codes = [process.wait(2 * PATIENCE_S) for process in started]
     finally:
@@ -65,9 +65,7 @@ def finish(federation: Any, nursery: Nursery, clients: tuple[int, ...]) -> None:
     assert [event["received"] for event in federation.events("round_closed")] == [list(clients)] * 2
 
 
-def test_a_strangers_silent_calls_keep_nobody_from_the_run(
-    make_federation: MakeFederation, client_nursery: Nursery
-) -> None:
+def test_a_strangers_silent_calls_keep_nobody_from_the_run(make_federation: MakeFederation) -> None:
     federation = make_federation()
     with silent_calls(federation.address, (), MANY, METHODS) as calls:
         for call in calls:
@@ -75,19 +73,17 @@ def test_a_strangers_silent_calls_keep_nobody_from_the_run(
                 next(call)
             assert refusal_of(refused.value).refusal == "UNKNOWN_CLIENT"  # type: ignore[union-attr]
     with silent_calls(federation.address, (), MANY, METHODS):
-        finish(federation, client_nursery, (0, 1, 2))
+        finish(federation, (0, 1, 2))
     assert {event["client"] for event in federation.events("refused")} == {None}
 
 
-def test_a_clients_silent_calls_keep_no_other_from_the_run(
-    make_federation: MakeFederation, client_nursery: Nursery
-) -> None:
+def test_a_clients_silent_calls_keep_no_other_from_the_run(make_federation: MakeFederation) -> None:
     protocol = {"round_deadline_s": 30.0, "join_timeout_s": 6.0, "lease_s": 5.0, "quorum": 2}
     federation = make_federation(protocol=protocol)
     with silent_calls(federation.address, federation.client(2).metadata, MANY, METHODS) as calls:
         federation.await_event("refused", client=2, refusal="TOO_MANY_CALLS", number=20)
         assert sum(call.is_active() for call in calls) >= CALLS_PER_CLIENT
-        finish(federation, client_nursery, (0, 1))
+        finish(federation, (0, 1))
 
 
 def session_of(federation: Any, k: int) -> Session:

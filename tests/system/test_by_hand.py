@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from deploy.forks import Nursery
+from deploy.forks import start
 
 pytestmark = pytest.mark.timeout(400)  # several waits, each bounded, on a loaded machine
 PATIENCE_S = 100.0
@@ -65,7 +65,7 @@ def test_roles_started_by_hand_keep_to_their_own_folders(undisturbed: Any, shell
     assert code == [], "nor a line of the server's code"
 
 
-def test_roles_with_certificates(undisturbed: Any, shell: Any, client_nursery: Nursery) -> None:
+def test_roles_with_certificates(undisturbed: Any, shell: Any) -> None:
     certificates, roles, run = shell.folder / "certs", shell.folder / "roles", shell.folder / "run"
     assert shell.steelyard("certs", str(certificates), "--clients", "3", "--host", "127.0.0.1")[0] == 0
     prepare(shell, roles, "--set", f"transport.certificates={certificates}")
@@ -73,7 +73,7 @@ def test_roles_with_certificates(undisturbed: Any, shell: Any, client_nursery: N
     assert list(roles.rglob("ca-key.pem")) == []
     server, address = serve(shell, roles, run)
     folders = [roles / f"client-{k}" for k in range(3)]
-    clients = [client_nursery.fork(folder, ["--server", address], folder / "log.txt") for folder in folders]
+    clients = [start("client", folder, ["--server", address], folder / "log.txt") for folder in folders]
     try:
         assert [client.wait(PATIENCE_S) for client in clients] == [0, 0, 0]
     finally:
