@@ -35,7 +35,7 @@ from steelyard.process import exit_with_launcher, last_words, run_main
 PR_SET_NAME, PR_SET_CHILD_SUBREAPER = 15, 36  # from Linux's <sys/prctl.h>
 LOAD_TIMEOUT_S = 600.0
 POLL_S = 0.01
-FORKED = ("server", "client")
+FORKED = ("server", "client", "deploy.inline")
 _LOCK = threading.Lock()  # a sweep launches from several threads
 
 

@@ -11,11 +11,10 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -23,7 +22,6 @@ from typing import Any, Literal, Protocol
 from deploy.containers.boxes import prepare_boxed
 from deploy.containers.run import LOCK, run_containers
 from deploy.decoders import check_decoder
-from deploy.environment import process_environment
 from deploy.forks import Fork, start
 from deploy.local import run_local
 from deploy.prepare import client_half, prepare, server_half
@@ -277,36 +275,23 @@ def _launch(experiment: Experiment, run: Path, options: Options, view: View) -> 
         faults = tuple(fault for fault in experiment.network.faults if fault.needs_link)
         conduct(roles, run, experiment.clients.present, view.poll, view.say, faults)
         return
-    command = [sys.executable, "-m", "deploy.inline", str(roles), "--run", str(run)]
-    if options.order:
-        command += ["--order", ",".join(map(str, options.order))]
-    with subprocess.Popen(
-        command,
-        env=process_environment(),
-        stderr=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        text=True,
-        start_new_session=True,  # Ctrl-C reaches the launcher alone, which then ends it
-    ) as process:
+    order = ["--order", ",".join(map(str, options.order))] if options.order else []
+    with tempfile.NamedTemporaryFile() as said:
+        log = Path(said.name)
+        process = start("deploy.inline", roles, ["--run", str(run), *order], log)
         try:
-            complaint = _poll_until_end(process, view.poll)
+            while process.poll() is None:
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(0.2)
+                view.poll()
         except BaseException:
             process.terminate()
+            process.wait()
             raise
-    if process.returncode:
-        kind = UserError if process.returncode == MISTAKE else RunFailedError
-        raise kind(last_words(complaint, f"exit code {process.returncode}"))
-
-
-def _poll_until_end(process: subprocess.Popen[str], poll: Callable[[], None]) -> str:
-    while True:
-        try:
-            _, complaint = process.communicate(timeout=0.2)
-        except subprocess.TimeoutExpired:
-            poll()
-        else:
-            poll()
-            return complaint
+        complaint = log.read_text(encoding="utf-8", errors="replace")
+    if code := process.poll():
+        kind = UserError if code == MISTAKE else RunFailedError
+        raise kind(last_words(complaint, f"exit code {code}"))
 
 
 def _begin(
