@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -37,17 +36,17 @@ def prepare(shell: Any, roles: Path, *arguments: str) -> None:
     assert f"python -m server {roles}/server" in said
 
 
-def serve(shell: Any, roles: Path, run: Path) -> tuple[subprocess.Popen[str], str]:
-    """The server, and the address that it says."""
-    server = shell.python("-m", "server", str(roles / "server"), "--run", str(run))
+def address_of(shell: Any, run: Path) -> str:
+    """Where the server of a run listens, as soon as it does."""
     look = shell.look(run)
-    return server, shell.wait_until(lambda: look.events("server_started"), "the server")[0]["address"]
+    return str(shell.wait_until(lambda: look.events("server_started"), "the server")[0]["address"])
 
 
 def test_roles_started_by_hand_keep_to_their_own_folders(undisturbed: Any, shell: Any) -> None:
     roles, run, log = shell.folder / "roles", shell.folder / "run", shell.folder / "opened.json"
     prepare(shell, roles)
-    server, address = serve(shell, roles, run)
+    server = shell.python("-m", "server", str(roles / "server"), "--run", str(run))
+    address = address_of(shell, run)
     clients = [
         shell.python("-m", "client", str(roles / "client-0"), "--server", address),
         shell.python("-c", AUDITED, str(log), str(roles / "client-1"), "--server", address),
@@ -71,14 +70,15 @@ def test_roles_with_certificates(undisturbed: Any, shell: Any) -> None:
     prepare(shell, roles, "--set", f"transport.certificates={certificates}")
     assert list(roles.glob("*/token")) == [], "certificates take the tokens' place"
     assert list(roles.rglob("ca-key.pem")) == []
-    server, address = serve(shell, roles, run)
-    folders = [roles / f"client-{k}" for k in range(3)]
-    clients = [start("client", folder, ["--server", address], folder / "log.txt") for folder in folders]
+    folder = roles / "server"
+    started = [start("server", folder, ["--run", str(run)], folder / "log.txt")]
     try:
-        assert [client.wait(PATIENCE_S) for client in clients] == [0, 0, 0]
+        address = address_of(shell, run)
+        folders = [roles / f"client-{k}" for k in range(3)]
+        started += [start("client", folder, ["--server", address], folder / "log.txt") for folder in folders]
+        assert [process.wait(PATIENCE_S) for process in started] == [0, 0, 0, 0]
     finally:
-        for client in clients:
-            client.kill()
-    assert shell.finish(server)[0] == 0
+        for process in started:
+            process.kill()
     look = shell.look(run)
     assert (look.scores, look.models) == (undisturbed.scores, undisturbed.models)
