@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from deploy.environment import process_environment
+from deploy.provenance import revision
 from steelyard.errors import RunFailedError, WaitTimeoutError
 from steelyard.process import exit_with_launcher, last_words, run_main
 
@@ -37,6 +38,7 @@ LOAD_TIMEOUT_S = 600.0
 POLL_S = 0.01
 FORKED = ("server", "client", "deploy.inline")
 _LOCK = threading.Lock()  # a sweep launches from several threads
+_code: int | None = None  # what this fork's role ends with; None in a process that is none
 
 
 def start(module: str, path: Path, arguments: list[str], log: Path) -> subprocess.Popen[bytes] | Fork:
@@ -66,6 +68,14 @@ def _nursery() -> Nursery:
     made = Nursery()
     atexit.register(made.close)
     return made
+
+
+def keep_up(code: str) -> None:
+    """Fork what is started from now on from this revision of the code, if another one has been loaded."""
+    with _LOCK:
+        if _nursery().code != code:
+            _nursery().close()
+            _nursery.cache_clear()
 
 
 class Fork:
@@ -118,6 +128,7 @@ class Nursery:
 
     def __init__(self, *program: str) -> None:
         self._program = program or ("-m", "deploy.forks")
+        self.code = revision()
         ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1)
         self._served = False
         self._start()
@@ -196,6 +207,7 @@ def main() -> int:
 def serve() -> None:
     """Load the client's code, then fork for every line; a fork goes on as its role's own process."""
     exit_with_launcher()
+    atexit.register(_leave)  # first, so that it comes last
     with contextlib.suppress(Exception):  # a fork finds the same, and tells it in its own log
         importlib.import_module("client.app")
     gc.collect()
@@ -245,13 +257,20 @@ def _become(order: dict[str, Any]) -> None:
 
 def _play(module: str) -> None:
     """Be `python -m MODULE` to the end, but for taking down what was loaded: that costs more than it did to fork."""
-    code = 1
-    atexit.register(lambda: os._exit(code))
+    global _code  # noqa: PLW0603 - of this process, as it were
+    _code = 1
     try:
         runpy.run_module(module, run_name="__main__", alter_sys=True)
+        _code = 0
     except SystemExit as end:
-        code = int(end.code or 0)
+        _code = end.code if isinstance(end.code, int) else int(end.code is not None)
         raise
+    raise SystemExit  # or the loop that reads orders would go on
+
+
+def _leave() -> None:
+    if _code is not None:
+        os._exit(_code)
 
 
 if __name__ == "__main__":

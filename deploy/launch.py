@@ -22,7 +22,7 @@ from typing import Any, Literal, Protocol
 from deploy.containers.boxes import prepare_boxed
 from deploy.containers.run import LOCK, run_containers
 from deploy.decoders import check_decoder
-from deploy.forks import Fork, start
+from deploy.forks import Fork, keep_up, start
 from deploy.local import run_local
 from deploy.prepare import client_half, prepare, server_half
 from deploy.provenance import provenance, revision
@@ -191,7 +191,8 @@ def read_manifest(run: Path) -> dict[str, Any]:
 
 def data_of(manifest: dict[str, Any]) -> str:
     """The SHA-256 of the data set that a run was dealt from; "" of runs that were made before it was noted."""
-    return str(manifest.get("data", {}).get("sha256", ""))
+    data = manifest.get("data")
+    return str(data.get("sha256", "")) if isinstance(data, dict) else ""
 
 
 def check_roles(*experiments: Experiment) -> None:
@@ -303,6 +304,8 @@ def _begin(
         UserError: they cannot be prepared, or the data is not what the honest twin was made of.
     """
     path = run / "manifest.json"
+    now = provenance()
+    keep_up(now["revision"])
     manifest = read_manifest(run) if path.exists() and (run / ROLES).exists() else None
     if manifest is not None and (changed := _changed(manifest["experiment"], experiment)):
         recorded = (run / "recordings").glob("round-*/*")
@@ -317,7 +320,8 @@ def _begin(
                 f"with --launcher {manifest['launcher']}, or run it anew with --force"
             )
         manifest.pop("reason", None)
-        now, before = provenance(), manifest.get("continued", [])
+        _check_twin(honest, data_of(manifest), experiment)
+        before = manifest.get("continued", [])
         if made(now) != made((before or [manifest])[-1]):
             manifest["continued"] = [*before, now]
         if launcher == "inline":  # what was once in one process stays so
@@ -327,12 +331,7 @@ def _begin(
         for unfinished in (part, run / ROLES):  # without both a manifest and roles nothing has run yet
             shutil.rmtree(unfinished, ignore_errors=True)
         dealt = (prepare_boxed if launcher == "compose" else prepare)(experiment, part)
-        theirs = data_of(read_manifest(honest)) if honest is not None else ""
-        if theirs not in ("", dealt.sha256):
-            raise UserError(
-                f"{honest}, the honest twin, was made of other {experiment.data.dataset} (SHA-256 {theirs[:10]}, here "
-                f"{dealt.sha256[:10]}); put that data in place, or --force runs both again"
-            )
+        _check_twin(honest, dealt.sha256, experiment)
         part.rename(run / ROLES)
         manifest = {
             "status": "RUNNING",
@@ -347,10 +346,19 @@ def _begin(
                 "public": len(dealt.public),
                 "sha256": dealt.sha256,
             },
-            **provenance(),
+            **now,
         }
     _write_manifest(run, {**manifest, "status": "RUNNING"})
     return manifest
+
+
+def _check_twin(honest: Path | None, ours: str, experiment: Experiment) -> None:
+    theirs = data_of(read_manifest(honest)) if honest is not None else ""
+    if theirs and ours and theirs != ours:
+        raise UserError(
+            f"{honest}, the honest twin, was made of other {experiment.data.dataset} (SHA-256 {theirs[:10]}, here "
+            f"{ours[:10]}); put that data in place, or --force runs both again"
+        )
 
 
 def _changed(before: dict[str, Any], experiment: Experiment) -> list[str]:

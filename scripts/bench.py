@@ -77,6 +77,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--coalitions", type=int, default=2, help="coalitions per turn; of 8x8 16 (default: 2)")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="scoring workers (default: cores)")
     parser.add_argument("--paths", default=",".join(PATHS), help="evaluation paths to time (default: all)")
+    parser.add_argument("--batches", help="inner batches to time, workers the first (default: by the images' size)")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="of speed and paths (default: cpu)")
     parser.add_argument("--games", type=Path, default=Path("tests/data/games"), help="complete games as CSV files")
     parser.add_argument("--run", type=Path, help="a run directory, whose last round becomes two games more")
@@ -95,9 +96,12 @@ def act(arguments: argparse.Namespace) -> int:
         raise UserError("--repetitions, --images, --coalitions, --workers, --draws: 1 or more expected")
     if unknown := set(arguments.paths.split(",")) - set(PATHS):
         raise UserError(f"--paths: some of {', '.join(PATHS)} expected, got {', '.join(sorted(unknown))}")
+    batches = (arguments.batches or "1").split(",")
+    if not all(batch.isdecimal() and int(batch) > 0 for batch in batches):
+        raise UserError(f"--batches: whole numbers from 1 on, as in 100,32, expected, got {arguments.batches!r}")
     keys = ("parts", "repetitions", "models", "images", "coalitions", "workers", "paths", "games", "draws", "device")
     options = {key: str(getattr(arguments, key)) for key in keys}
-    options |= {"out": str(arguments.out or ""), "run": str(arguments.run or "")}
+    options |= {key: str(getattr(arguments, key) or "") for key in ("batches", "out", "run")}
     command = [sys.executable, "-m", "scripts.bench", json.dumps(options)]
     return subprocess.run(command, env=process_environment(), check=False).returncode
 
@@ -146,7 +150,8 @@ def _speed(options: dict[str, str], console: Console, out: Path | None) -> None:
         coalitions = int(options["coalitions"]) if shape.height > 8 else 16
         case = Case(model=model, shape=shape, examples=images, coalitions=coalitions, device=_device(options))
         what = f"{model}, {images} images of {shape.height}x{shape.width}"
-        batches = (500, 100) if case.device == "cuda" else (100, 32) if shape.height > 8 else (100, 300)
+        usual = (500, 100) if case.device == "cuda" else (100, 32) if shape.height > 8 else (100, 300)
+        batches = tuple(int(batch) for batch in options["batches"].split(",") if batch) or usual
         paths = options["paths"].split(",")
         left_out: dict[str, str] = {}
         found = list(timings(case, paths, batches, int(options["workers"]), int(options["repetitions"]), left_out))

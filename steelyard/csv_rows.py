@@ -72,5 +72,8 @@ def read_rows(path: Path, columns: Iterable[str]) -> list[Row]:
         except (csv.Error, UnicodeDecodeError) as error:
             raise UserError(f"{path}, line {lines.line_num + 1}: a row of CSV in UTF-8 expected: {error}") from None
     if not path.read_bytes().endswith(b"\n"):
-        raise UserError(f"{path}, line {lines.line_num}: an end of the line expected, got none; is the file cut?")
+        raise UserError(
+            f"{path}, line {lines.line_num}: an end of the line expected, got none: the file may be cut; if it is "
+            "whole, end its last line"
+        )
     return rows

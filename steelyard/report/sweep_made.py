@@ -45,7 +45,7 @@ def made(manifest: Mapping[str, Any]) -> dict[str, str]:
         facts |= {name: each[name] for name in ("processor", "python") if name in each}
         facts |= each.get("versions", {})
         if compiled := each.get("compiled"):
-            facts["compiled"] = hashlib.sha256(json.dumps(compiled, sort_keys=True).encode()).hexdigest()[:10]
+            facts["compiled filtering"] = hashlib.sha256(json.dumps(compiled, sort_keys=True).encode()).hexdigest()[:10]
         for what, value in facts.items():
             found.setdefault(what, {})[value] = None
     return {what: ", then ".join(values) for what, values in found.items()}

@@ -156,7 +156,7 @@ def _summary(run: Path) -> dict[str, Any] | None:
         return {**summary, MADE: made(manifest), DATA: data, SECONDS: manifest.get("seconds")}
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{run}: a finished run's manifest and summary expected: {error}") from None
 
 

@@ -35,9 +35,12 @@ TINY = Case(model="cnn8", shape=Shape(channels=1, height=8, width=8, classes=10)
 def test_the_command_prints_and_draws(shell: Any) -> None:
     out = shell.folder / "figures"
     sizes = ("--models", "cnn8", "--repetitions", "1", "--images", "20", "--workers", "1", "--draws", "1")
+    sizes += ("--batches", "20,7")
     code, said, err = shell.steelyard("bench", "evaluation", *sizes, "--parts", "speed,estimators", "--out", str(out))
     assert (code, err) == (0, "")
-    assert all(word in said for word in ("cores, 1 thread a process; torch 2.", "published loop", "im2col_bf16, 300"))
+    assert all(
+        word in said for word in ("cores, 1 thread a process; torch 2.", "published loop", "bf16, 20 ", "bf16, 7 ")
+    )
     assert "fedsv permutation" in said
     assert sorted(path.name for path in out.iterdir()) == ["estimators.md", "estimators.svg", "speed-cnn8.svg"]
     for path in out.glob("*.svg"):
@@ -99,10 +102,17 @@ def test_a_recorded_round_of_few_clients_is_the_users_mistake(tmp_path: Path) ->
         recorded_games(recorded(tmp_path, 3))
 
 
-def test_a_part_that_is_none_is_the_users_mistake(shell: Any) -> None:
-    code, _, err = shell.steelyard("bench", "evaluation", "--parts", "speed,taste")
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        (("--parts", "speed,taste"), "--parts: speed, paths, estimators, growth expected, got 'taste'"),
+        (("--batches", "100,"), "--batches: whole numbers from 1 on, as in 100,32, expected, got '100,'"),
+    ],
+)
+def test_a_part_or_batch_that_is_none_is_the_users_mistake(option: tuple[str, str], said: str, shell: Any) -> None:
+    code, _, err = shell.steelyard("bench", "evaluation", *option)
     assert code == 2
-    assert "--parts: speed, paths, estimators, growth expected, got 'taste'" in err
+    assert said in err
 
 
 def test_the_published_loop_finds_the_engines_accuracies() -> None:

@@ -11,14 +11,21 @@ from typing import Any
 
 import pytest
 
-from deploy import launch
+from deploy import forks, launch
 from deploy.forks import Nursery, start
 from deploy.prepare import client_folder, prepare
+from deploy.provenance import revision
 from steelyard.config import Experiment
 from steelyard.errors import RunFailedError, UserError, WaitTimeoutError
 from steelyard.parsing import parse
 
 PATIENCE_S = 60.0
+KEPT = """import sys, tempfile
+folder = tempfile.TemporaryDirectory()
+folder.itself = folder  # nothing but its own finalizer, or weakref's at the end, removes it
+print(folder.name)
+sys.exit("enough")
+"""
 NOBODY = ["--server", "127.0.0.1:9"]  # the discard port: nobody listens, so a client goes on trying
 
 
@@ -90,6 +97,35 @@ def test_code_that_can_not_be_loaded_is_told(tmp_path: Path, monkeypatch: pytest
         assert words(tmp_path / "left.txt") == ["bye"]
     finally:
         nursery.close()
+
+
+def test_a_fork_ends_as_a_process_of_its_own_would(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "done.py").write_text("print('done')", "utf-8")
+    (tmp_path / "kept.py").write_text(KEPT, "utf-8")
+    monkeypatch.chdir(tmp_path)
+    nursery = Nursery()
+    try:
+        assert nursery.fork("done", tmp_path, [], tmp_path / "done.txt").wait(PATIENCE_S) == 0
+        assert words(tmp_path / "done.txt") == ["done"]
+        assert nursery.fork("kept", tmp_path, [], tmp_path / "kept.txt").wait(PATIENCE_S) == 1
+        folder, last = words(tmp_path / "kept.txt")
+        assert last == "enough"
+        assert not Path(folder).exists(), "what was registered before the fork has been done, too"
+    finally:
+        nursery.close()
+
+
+def test_code_that_changed_is_loaded_anew(tmp_path: Path) -> None:
+    before = forks._nursery()
+    forks.keep_up(before.code)
+    assert forks._nursery() is before
+    forks.keep_up("another")
+    try:
+        assert forks._nursery() is not before
+        assert before._process.poll() is not None
+        assert start("client", tmp_path, NOBODY, tmp_path / "log.txt").wait(PATIENCE_S) == 2
+    finally:
+        forks.keep_up(revision())
 
 
 def test_a_nursery_that_does_not_start_is_told(tmp_path: Path) -> None:

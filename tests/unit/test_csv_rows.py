@@ -34,8 +34,14 @@ def test_rows_are_read_with_their_lines(tmp_path: Path) -> None:
         (b"a,b\n1,2\n3\n", "line 3: 2 cells expected, got 1; is it cut?"),
         (b"a,b\n1,2,3\n", "line 2: 2 cells expected, got 3"),
         (b'a,b\n1,2\n3,"4', "line 4: a row of CSV in UTF-8 expected"),
-        (b"a,b\n1,2\n3,4", "line 3: an end of the line expected, got none; is the file cut?"),
-        (b"a,b", "line 1: an end of the line expected, got none; is the file cut?"),
+        (
+            b"a,b\n1,2\n3,4",
+            "line 3: an end of the line expected, got none: the file may be cut; if it is whole, end its last line",
+        ),
+        (
+            b"a,b",
+            "line 1: an end of the line expected, got none: the file may be cut; if it is whole, end its last line",
+        ),
         (b"a,b\n1,\xff\n", "a row of CSV in UTF-8 expected"),
     ],
 )

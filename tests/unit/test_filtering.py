@@ -89,8 +89,8 @@ def test_it_convolves(
             for addend in (expected, expected.contiguous(memory_format=last), expected[:1, :, :, :1], exact[:1, :1]):
                 summed = (ours(images, addend=addend.float()), rectified(images, addend=addend.float()))
                 alone = ours(images) + addend.float()
-                assert torch.equal(summed[0], alone)
-                assert torch.equal(summed[1], alone.relu())
+                for made, wanted in zip(summed, (alone, alone.relu()), strict=True):
+                    assert (made - wanted).abs().max() < 1e-5 * exact.std(), "compilers may contract either otherwise"
             assert ours(images, addend=expected).dtype == torch.float64, "as torch would add"
 
 

@@ -157,7 +157,7 @@ def test_files_that_somebody_cut_are_refused_and_not_written_anew(ledger: Ledger
     ledger.settle([score(1, 0)], metric(1, model_sha256="abcd"))
     cut = (ledger.run / name).read_bytes()[:-2]
     (ledger.run / name).write_bytes(cut)
-    with pytest.raises(UserError, match=f"{name}, line 2: an end of the line expected, got none; is the file cut?"):
+    with pytest.raises(UserError, match=f"{name}, line 2: an end of the line expected, got none: the file may be cut"):
         Ledger(ledger.run)
     assert (ledger.run / name).read_bytes() == cut
 

@@ -100,7 +100,7 @@ class Filtering(nn.Module):
     def forward(
         self,
         input: torch.Tensor,  # noqa: A002 - as nn.Conv2d, which may be called by name
-        addend: torch.Tensor | None = None,
+        addend: torch.Tensor | float | None = None,
     ) -> torch.Tensor:
         """Float32 [B, C, height, width] to [B, O, height, width], in the input's layout, as `conv` does.
 
@@ -114,8 +114,10 @@ class Filtering(nn.Module):
         if min(sides) < 1:
             raise RuntimeError(f"images of {height}x{width} are smaller than filters of {self._size}x{self._size}")
         y = x.new_empty(batch, *sides, self._outputs)
-        apart = addend is not None and (addend.shape != (batch, self._outputs, *sides) or addend.dtype != x.dtype)
-        together = None if addend is None or apart else addend.contiguous(memory_format=torch.channels_last)
+        together = None
+        if isinstance(addend, torch.Tensor) and addend.shape == (batch, self._outputs, *sides):
+            together = addend.contiguous(memory_format=torch.channels_last) if addend.dtype == x.dtype else None
+        apart = addend is not None and together is None
         call = _Convolution(
             x=x.data_ptr(),
             filters=self._filters.data_ptr(),

@@ -119,17 +119,16 @@ def _take_sum(node: fx.Node, modules: dict[str, nn.Module]) -> None:
     if len(node.users) != 1:
         return
     total = next(iter(node.users))
-    sums = total.op == "call_function" and total.target in {operator.add, operator.iadd, torch.add}
+    sums = total.op == "call_function" and total.target in {operator.add, torch.add}  # += is traced as +
     if not sums or total.kwargs or len(total.args) != 2:
-        return
-    if total.target is operator.iadd and total.args[0] is not node:  # writes where others may read
         return
     other = total.args[1] if total.args[0] is node else total.args[0]
     if not isinstance(other, fx.Node) or other is node:
         return
     between = node.next
     while between is not total:
-        if between.op != "call_module" or getattr(modules[str(between.target)], "inplace", False):
+        harmless = between.op == "call_module" and not getattr(modules[str(between.target)], "inplace", False)
+        if between.op != "get_attr" and not harmless:
             return
         between = between.next
     total.prepend(node)
