@@ -73,7 +73,8 @@ def _nursery() -> Nursery:
 def keep_up(code: str) -> None:
     """Fork what is started from now on from this revision of the code, if another one has been loaded."""
     with _LOCK:
-        if _nursery().code != code:
+        if _nursery.cache_info().currsize and _nursery().code != code:
+            atexit.unregister(_nursery().close)
             _nursery().close()
             _nursery.cache_clear()
 

@@ -35,8 +35,8 @@ from steelyard.parsing import differing, parse
 from steelyard.process import MISTAKE, last_words
 from steelyard.recording import ROLES
 from steelyard.report.html import write_picture, write_report
+from steelyard.report.origin import check_data, data_of, made
 from steelyard.report.summary import summarize, write_summary
-from steelyard.report.sweep_made import made
 
 Launcher = Literal["local", "inline", "torchrun", "compose"]
 UNFINISHED = f"{ROLES}.part"
@@ -187,12 +187,6 @@ def read_manifest(run: Path) -> dict[str, Any]:
             f"{path}: a run's manifest with status and experiment expected; `steelyard run --force` runs it anew"
         )
     return manifest
-
-
-def data_of(manifest: dict[str, Any]) -> str:
-    """The SHA-256 of the data set that a run was dealt from; "" of runs that were made before it was noted."""
-    data = manifest.get("data")
-    return str(data.get("sha256", "")) if isinstance(data, dict) else ""
 
 
 def check_roles(*experiments: Experiment) -> None:
@@ -353,12 +347,9 @@ def _begin(
 
 
 def _check_twin(honest: Path | None, ours: str, experiment: Experiment) -> None:
-    theirs = data_of(read_manifest(honest)) if honest is not None else ""
-    if theirs and ours and theirs != ours:
-        raise UserError(
-            f"{honest}, the honest twin, was made of other {experiment.data.dataset} (SHA-256 {theirs[:10]}, here "
-            f"{ours[:10]}); put that data in place, or --force runs both again"
-        )
+    if honest is not None:
+        data, theirs = experiment.data.dataset, data_of(read_manifest(honest))
+        check_data([(data, theirs, f"the honest twin, {honest}"), (data, ours, "this run")])
 
 
 def _changed(before: dict[str, Any], experiment: Experiment) -> list[str]:

@@ -13,14 +13,14 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from deploy.launch import Options, data_of, read_manifest, run_experiment, status
+from deploy.launch import Options, read_manifest, run_experiment, status
 from deploy.local import ignoring_interrupts
 from deploy.provenance import provenance
 from steelyard.config import Experiment
 from steelyard.data import load
 from steelyard.decoder_store import data_digest
 from steelyard.errors import SteelyardError
-from steelyard.report.sweep_made import Difference, check_data, differences, made
+from steelyard.report.origin import Difference, check_data, data_of, differences, made
 from steelyard.sweep import HONEST, Cell
 
 
@@ -100,11 +100,11 @@ def check_made(cells: Sequence[Cell], mine: Sequence[Cell], out: Path) -> list[D
     """
     manifests = {cell.run: read_manifest(out / cell.run) for cell in cells if status(out / cell.run)}
     found = [
-        (cell.experiment.data.dataset, sha256, f"{cell.title}, {out / cell.run}")
+        (cell.experiment.data.dataset, data_of(manifests[cell.run]), f"{cell.title}, {out / cell.run}")
         for cell in cells
-        if cell.run in manifests and (sha256 := data_of(manifests[cell.run]))
+        if cell.run in manifests
     ]
-    known = {dataset for dataset, _, _ in found}
+    known = {dataset for dataset, sha256, _ in found if sha256}
     for config in dict.fromkeys(cell.experiment.data for cell in mine if cell.run not in manifests):
         if config.dataset in known:
             known.remove(config.dataset)

@@ -17,8 +17,8 @@ from deploy.sweep import Outcome, check_made, run_cells, share, unfinished
 from scripts.progress import command_name
 from steelyard.csv_rows import read_rows
 from steelyard.errors import UserError
+from steelyard.report.origin import Difference
 from steelyard.report.sweep_files import FILES, write_sweep
-from steelyard.report.sweep_made import Difference
 from steelyard.sweep import Sweep, load_sweep
 
 

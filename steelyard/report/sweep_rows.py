@@ -16,8 +16,8 @@ from typing import Any
 from steelyard.config import Experiment
 from steelyard.errors import UserError
 from steelyard.report import measures
+from steelyard.report.origin import Made, check_data, data_of, made
 from steelyard.report.records import read_metrics
-from steelyard.report.sweep_made import Made, check_data, made
 from steelyard.sweep import HONEST, Cell, absent, value_text
 
 Table = Mapping[str, Any]
@@ -110,7 +110,6 @@ def read_rows(cells: Sequence[Cell], out: Path) -> list[Row]:
     check_data(
         (first[run].experiment.data.dataset, summary[DATA], f"{first[run].title}, {out / run}")
         for run, summary in summaries.items()
-        if summary[DATA]
     )
     controls = {
         (cell.honest, tuple(sorted(absent(cell.experiment)))): summaries[cell.run]  # same twin: else unchanged
@@ -152,8 +151,7 @@ def _summary(run: Path) -> dict[str, Any] | None:
         if manifest["status"] != "DONE":
             return None
         summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
-        data = manifest.get("data", {}).get("sha256", "")
-        return {**summary, MADE: made(manifest), DATA: data, SECONDS: manifest.get("seconds")}
+        return {**summary, MADE: made(manifest), DATA: data_of(manifest), SECONDS: manifest.get("seconds")}
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 
 from steelyard.report.contrasts import MARGIN, Estimate, estimate, holm, non_inferior
-from steelyard.report.sweep_made import Difference, differences
+from steelyard.report.origin import Difference, differences
 from steelyard.report.sweep_results import Result, Results, by_seed, contributions, estimate_of, mean
 from steelyard.report.sweep_rows import Row
 from steelyard.sweep import HONEST

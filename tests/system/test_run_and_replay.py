@@ -89,7 +89,10 @@ def test_a_finished_run_of_other_code_or_data_is_told(undisturbed: Any, shell: A
     change(twin, data={"sha256": "f" * 64})
     code, _, err = shell.finish(shell.start_run("--set", "attack.name=scaling", "--launcher", "inline"))
     assert (code, err.count("\n")) == (2, 1)
-    assert f"{shell.out / twin.name}, the honest twin, was made of other digits (SHA-256 ffffffffff, here " in err
+    expected = (
+        "digits: the same data behind runs that are compared expected, got SHA-256 ffffffffff of the honest twin, "
+    )
+    assert f"{expected}{shell.out / twin.name}; " in err
     assert len(list(shell.out.iterdir())) == 3, "nothing is left of it"
     code, _, err = shell.steelyard("run", "--resume", str(twin))
     assert code == 2

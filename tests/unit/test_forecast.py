@@ -69,9 +69,12 @@ def test_the_doctor_says_what_it_does_not_know() -> None:
 
 
 class Slow(Mean):
-    """A rule that takes 0.3 s to join anything."""
+    """A rule that takes 0.3 s to join anything, and counts how often it did."""
+
+    joined = 0
 
     def decide(self, state: State, group: Group) -> Verdict:
+        Slow.joined += 1
         time.sleep(0.3)
         return super().decide(state, group)
 
@@ -79,8 +82,14 @@ class Slow(Mean):
 def test_a_rule_that_joins_coalitions_is_timed_once_for_each(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(RULES, "slow", (RULES["mean"][0], Slow))
     asked = replace(half(FEDSV), defence={"name": "slow"})
-    assert 0.3 < forecast(asked, 3000)["seconds"] < 0.9, "whatever the number of its inner batches"
-    assert forecast(replace(asked, defence={"name": "slow", "scoring": "mean"}), 60)["seconds"] < 0.3
+    monkeypatch.setattr(Slow, "joined", 0)
+    batches = 3000 / asked.scoring.inner_batch
+    assert 0.3 < forecast(asked, 3000)["seconds"] < 0.3 * batches, "whatever the number of its inner batches"
+    often = Slow.joined
+    forecast(asked, 60)
+    assert Slow.joined == 2 * often > 0
+    forecast(replace(asked, defence={"name": "slow", "scoring": "mean"}), 60)
+    assert Slow.joined == 2 * often, "coalitions are joined by the mean"
 
 
 @pytest.mark.parametrize("name", sorted(RULES))

@@ -14,8 +14,8 @@ import pytest
 from steelyard.config import ClientsConfig
 from steelyard.errors import UserError
 from steelyard.parsing import parse
+from steelyard.report.origin import differences
 from steelyard.report.sweep_files import intervals_figure, write_sweep
-from steelyard.report.sweep_made import differences
 from steelyard.report.sweep_results import Results, contributions
 from steelyard.report.sweep_rows import Row, read_rows, rows_as_csv
 from steelyard.report.sweep_table import markdown
@@ -245,7 +245,7 @@ def test_runs_of_other_data_stand_in_no_table(sweep: Sweep, tmp_path: Path) -> N
         write_sweep(sweep, tmp_path)
     said = str(raised.value)
     first, other = (next(cell for cell in sweep.runs if cell.seed == seed) for seed in (7, 8))
-    assert "digits: the same data behind all runs of a sweep expected, got SHA-256 aaaaaaaaaa of" in said
+    assert "digits: the same data behind runs that are compared expected, got SHA-256 aaaaaaaaaa of" in said
     assert f"aaaaaaaaaa of {first.title}, {tmp_path / first.run} and 6 more" in said
     assert f"bbbbbbbbbb of {other.title}, {tmp_path / other.run} and 1 more" in said
 

@@ -114,17 +114,17 @@ class Filtering(nn.Module):
         if min(sides) < 1:
             raise RuntimeError(f"images of {height}x{width} are smaller than filters of {self._size}x{self._size}")
         y = x.new_empty(batch, *sides, self._outputs)
-        together = None
-        if isinstance(addend, torch.Tensor) and addend.shape == (batch, self._outputs, *sides):
-            together = addend.contiguous(memory_format=torch.channels_last) if addend.dtype == x.dtype else None
-        apart = addend is not None and together is None
+        alike, summand = (batch, self._outputs, *sides), None
+        if isinstance(addend, torch.Tensor) and addend.shape == alike and addend.dtype == x.dtype:
+            summand = addend.contiguous(memory_format=torch.channels_last)
+        apart = addend is not None and summand is None
         call = _Convolution(
             x=x.data_ptr(),
             filters=self._filters.data_ptr(),
             bias=self._bias_O.data_ptr(),
             to_points=self._to_points.data_ptr(),
             to_outputs=self._to_outputs.data_ptr(),
-            addend=None if together is None else together.data_ptr(),
+            addend=None if summand is None else summand.data_ptr(),
             y=y.data_ptr(),
             points=TILE + self._size - 1,
             batch=batch,

@@ -1,6 +1,6 @@
-"""What made the runs of a sweep, and of which data, by their manifests: neither is in the digest that names a run.
+"""What made runs, and of which data, by their manifests: neither is in the digest that names a run.
 
-Runs of other data cannot stand in one table. Those of other code, libraries or processors can, if it says which.
+Runs of other data cannot be compared. Those of other code, libraries or processors can, if it is said which.
 """
 
 from __future__ import annotations
@@ -51,6 +51,12 @@ def made(manifest: Mapping[str, Any]) -> dict[str, str]:
     return {what: ", then ".join(values) for what, values in found.items()}
 
 
+def data_of(manifest: Mapping[str, Any]) -> str:
+    """The SHA-256 of the data set that a run was dealt from; "" of runs that were made before it was noted."""
+    data = manifest.get("data")
+    return str(data.get("sha256", "")) if isinstance(data, dict) else ""
+
+
 def differences(runs: Mapping[str, Made], usual: Made | None = None) -> list[Difference]:
     """Where runs were made otherwise than most of them; what a manifest does not say is not compared.
 
@@ -70,16 +76,16 @@ def differences(runs: Mapping[str, Made], usual: Made | None = None) -> list[Dif
 
 
 def check_data(found: Iterable[tuple[str, str, str]]) -> None:
-    """See that every run of a data set had the same bytes of it.
+    """See that all who had a data set had the same bytes of it, as far as that is known.
 
     Args:
-        found: the data set, its SHA-256, and whose it is, for a person.
+        found: the data set, its SHA-256 or "", and whose it is, for a person.
 
     Raises:
         UserError: they are not the same.
     """
     owners: dict[str, dict[str, list[str]]] = {}
-    for dataset, sha256, owner in found:
+    for dataset, sha256, owner in (each for each in found if each[1]):
         owners.setdefault(dataset, {}).setdefault(sha256, []).append(owner)
     for dataset, by_digest in owners.items():
         if len(by_digest) > 1:
@@ -88,6 +94,6 @@ def check_data(found: Iterable[tuple[str, str, str]]) -> None:
                 for sha256, who in by_digest.items()
             )
             raise UserError(
-                f"{dataset}: the same data behind all runs of a sweep expected, got SHA-256 {each}. Put the right data "
-                "in place and remove the runs of the other, which the sweep then makes anew, or name another --out"
+                f"{dataset}: the same data behind runs that are compared expected, got SHA-256 {each}. Put the right "
+                "data in place and remove the runs of the other, to be made anew, or name another --out"
             )
