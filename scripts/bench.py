@@ -63,6 +63,15 @@ SHAPES = {
 BASELINE = "fedsv permutation"
 PATHS = get_args(get_type_hints(ScoringConfig)["path"])
 PARTS = ("speed", "paths", "estimators", "growth")
+READERS = {  # which parts look at an option
+    **dict.fromkeys(("repetitions", "models", "images", "coalitions", "workers", "paths", "batches"), ("speed",)),
+    "parts": PARTS,
+    "device": ("speed", "paths"),
+    "games": ("estimators",),
+    "run": ("estimators",),
+    "draws": ("estimators", "growth"),
+    "out": ("speed", "estimators", "growth"),
+}
 FEWEST, MOST = 6, 12  # clients of a recorded round: below, no budget is smaller than the game; above, it is too large
 GROWTH_DRAWS = 4  # at most: every repetition is a whole search of budgets
 
@@ -88,10 +97,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def act(arguments: argparse.Namespace) -> int:
     """Measure in a child process; returns its exit code."""
+    _refuse_ignored(arguments)
     if arguments.what == "transport":
         return bench_transport.act(arguments)
-    if unknown := set(arguments.parts.split(",")) - set(PARTS):
-        raise UserError(f"--parts: {', '.join(PARTS)} expected, got {sorted(unknown)[0]!r}")
     if min(arguments.repetitions, arguments.images, arguments.coalitions, arguments.workers, arguments.draws) < 1:
         raise UserError("--repetitions, --images, --coalitions, --workers, --draws: 1 or more expected")
     if unknown := set(arguments.paths.split(",")) - set(PATHS):
@@ -99,11 +107,34 @@ def act(arguments: argparse.Namespace) -> int:
     batches = (arguments.batches or "1").split(",")
     if not all(batch.isdecimal() and int(batch) > 0 for batch in batches):
         raise UserError(f"--batches: whole numbers from 1 on, as in 100,32, expected, got {arguments.batches!r}")
-    keys = ("parts", "repetitions", "models", "images", "coalitions", "workers", "paths", "games", "draws", "device")
-    options = {key: str(getattr(arguments, key)) for key in keys}
-    options |= {key: str(getattr(arguments, key) or "") for key in ("batches", "out", "run")}
+    options = {key: str(getattr(arguments, key) or "") for key in READERS}
     command = [sys.executable, "-m", "scripts.bench", json.dumps(options)]
     return subprocess.run(command, env=process_environment(), check=False).returncode
+
+
+def _refuse_ignored(arguments: argparse.Namespace) -> None:
+    """Refuse what would not be looked at: who sets an option must not take what was measured without it for its effect.
+
+    An option at its default is as good as left out.
+    """
+    here, other, key, known, readers = (
+        ("evaluation", "transport", "parts", PARTS, READERS)
+        if arguments.what == "evaluation"
+        else ("transport", "evaluation", "ways", bench_transport.NAMES, bench_transport.READERS)
+    )
+    chosen = getattr(arguments, key).split(",")
+    if unknown := [name for name in chosen if name not in known]:
+        raise UserError(f"--{key}: some of {', '.join(known)} expected, got {unknown[0]!r}")
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    untouched = parser.parse_args([here])
+    for name in (name for name, default in vars(untouched).items() if getattr(arguments, name) != default):
+        option = f"--{name.replace('_', '-')}"
+        if name not in readers:
+            raise UserError(f"{option} is for bench {other}, got bench {here}; leave it out")
+        if not set(readers[name]) & set(chosen):
+            wanted = ",".join(readers[name])
+            raise UserError(f"{option} is for --{key} {wanted}, got --{key} {','.join(chosen)}; leave it out")
 
 
 def measure(options: dict[str, str]) -> None:

@@ -102,19 +102,6 @@ def test_a_recorded_round_of_few_clients_is_the_users_mistake(tmp_path: Path) ->
         recorded_games(recorded(tmp_path, 3))
 
 
-@pytest.mark.parametrize(
-    ("option", "said"),
-    [
-        (("--parts", "speed,taste"), "--parts: speed, paths, estimators, growth expected, got 'taste'"),
-        (("--batches", "100,"), "--batches: whole numbers from 1 on, as in 100,32, expected, got '100,'"),
-    ],
-)
-def test_a_part_or_batch_that_is_none_is_the_users_mistake(option: tuple[str, str], said: str, shell: Any) -> None:
-    code, _, err = shell.steelyard("bench", "evaluation", *option)
-    assert code == 2
-    assert said in err
-
-
 def test_the_published_loop_finds_the_engines_accuracies() -> None:
     material = random_round(TINY)
     masks = all_masks(3)[1:]

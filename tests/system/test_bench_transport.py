@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from scripts.bench_transport import NAMES, OWN, against_peers, hopeless, own_rounds, own_seconds
+from scripts.bench_transport import OWN, against_peers, hopeless, own_rounds, own_seconds
 from steelyard.benchmarks.transport import TCP, WAYS, Case, Cast, Cell, compare
 from steelyard.benchmarks.transport_ends import Unhashed
 from steelyard.benchmarks.transport_peers import measure, tree
@@ -109,9 +109,3 @@ def test_the_command_prints_writes_and_draws(shell: Any) -> None:
     assert record["cells"][1]["seconds"] > 0
     assert record["cells"][2]["seconds"] is None
     assert ET.parse(out / "transport.svg").getroot().tag.endswith("svg")  # noqa: S314 - our own figure
-
-
-def test_a_way_that_is_none_is_the_users_mistake(shell: Any) -> None:
-    code, _, err = shell.steelyard("bench", "transport", "--ways", "pigeon")
-    assert code == 2
-    assert f"--ways: some of {','.join(NAMES)} expected, got 'pigeon'" in err
