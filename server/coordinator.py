@@ -315,6 +315,7 @@ class Coordinator:
         closed = ClosedRound(**asdict(action))
         self._recordings.close(closed)
         self._closing = closed
+        self._ledger.tell_held(action.round)
         self._ledger.event("round_closed", **asdict(action))
 
     # -- uploads -------------------------------------------------------------------------------------------------
@@ -406,7 +407,7 @@ class Coordinator:
         seconds = round(time.monotonic() - started, 6)
         error = sent.exception()
         if error is None:
-            self._ledger.event("fetched", round=number, client=client, bytes=transfer.manifest.nbytes, seconds=seconds)
+            self._ledger.counted("fetched", client, round=number, bytes=transfer.manifest.nbytes, seconds=seconds)
         elif isinstance(error, SteelyardError):
             self._ledger.counted("fetch_failed", client, round=number, detail=str(error), seconds=seconds)
         else:

@@ -49,6 +49,8 @@ METRICS = (
     "model_sha256",
 )
 LISTED = 100  # events of each client, name and round; beyond them every power of two, so that nobody can fill the disk
+SUMS = ("count", "bytes", "seconds")  # of a line that stands for several events
+Key = tuple[str, int | None, int | None]  # name, client, round
 
 
 class Ledger:
@@ -61,7 +63,8 @@ class Ledger:
         events = run / "events.jsonl"
         drop_partial_line(events)
         self.incarnation: int = 1 + sum(event["event"] == "server_started" for event in read_events(run))
-        self._counts: Counter[tuple[str, int | None, int | None]] = Counter()
+        self._counts: Counter[Key] = Counter()
+        self._held: dict[Key, dict[str, Any]] = {}
         self._metrics: Sequence[Mapping[str, str]] = _rows(run / "metrics.csv")
         self._scores: Sequence[Mapping[str, str]] = [
             row for row in _rows(run / "scores.csv") if row.whole("round") <= self.settled_rounds
@@ -81,17 +84,31 @@ class Ledger:
             self._events.flush()
 
     def counted(self, name: str, client: int | None, **fields: Any) -> None:
-        """Append the event of what a client can bring about at will (refusals, sessions) as often as it may stand.
+        """Append the event of what a client can bring about at will (refusals, sessions, transfers) as often as it may.
 
         `number` is how many events of this name this client (None: nobody known) has had by now: in the round, if
-        they are of one, since a report counts transfers that failed, and an honest client's must all be there.
+        they are of one. A line stands for `count` of them, itself and those before it that have no line, and has the
+        sums of their bytes and seconds: a report adds these up.
         """
         key = (name, client, fields.get("round"))
         with self._lock:
             self._counts[key] += 1
             number = self._counts[key]
-        if number <= LISTED or number.bit_count() == 1:
-            self.event(name, client=client, number=number, **fields)
+            line = {"client": client, "number": number, "count": 1, **fields}
+            held = self._held.pop(key, {})
+            line |= {each: held[each] + line[each] for each in SUMS if each in held}
+            if number > LISTED and number.bit_count() > 1:
+                self._held[key] = line
+                return
+        self.event(name, **line)
+
+    def tell_held(self, number: int | None = None) -> None:
+        """Append the lines that `counted` holds back: of one round, or all."""
+        with self._lock:
+            keys = [key for key in self._held if number in (None, key[2])]
+            lines = [(key[0], self._held.pop(key)) for key in keys]
+        for name, line in lines:
+            self.event(name, **line)
 
     def settle(self, scores: Iterable[Mapping[str, Any]], metrics: Mapping[str, Any]) -> None:
         """Add one round's score rows and its metrics row; metrics last, since they mark the round as settled."""
@@ -102,7 +119,8 @@ class Ledger:
         self._scores, self._metrics = all_scores, all_metrics
 
     def close(self) -> None:
-        """Close the event log."""
+        """Close the event log, with all in it."""
+        self.tell_held()
         self._events.close()
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from steelyard.decoder_store import file_digest
 from steelyard.recording import ROLES
+from steelyard.report.traffic import transfers
 
 UNHASHED = ("log.txt", "token")  # one grows, the other is a secret
 
@@ -49,4 +50,4 @@ def _wire(role: str, events: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _arrived(events: Sequence[Mapping[str, Any]], what: str) -> dict[str, Any]:
-    return {"arrived": what, "transfers": len(events), "bytes": sum(int(event["bytes"]) for event in events)}
+    return {"arrived": what, "transfers": transfers(events), "bytes": sum(int(event["bytes"]) for event in events)}

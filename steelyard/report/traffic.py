@@ -73,6 +73,11 @@ def account(events: Sequence[Event]) -> dict[str, Any]:
     return {"by_client": totals(rows), "by_round": [asdict(row) for row in rows]}
 
 
+def transfers(events: Iterable[Event]) -> int:
+    """How many they tell of: a line stands for several where a client brought about very many."""
+    return sum(event.get("count", 1) for event in events)
+
+
 def _participants(events: Iterable[Event]) -> set[tuple[int, int]]:
     opened = [event for event in events if event["event"] == "round_opened"]
     return {(event["round"], client) for event in opened for client in event["participants"]}
@@ -87,6 +92,6 @@ def _row(mine: Sequence[Event], number: int, client: int, closed: float) -> Traf
         bytes_down=sum(int(event.get("bytes", 0)) for event in down),
         bytes_up=sum(int(event.get("bytes", 0)) for event in up),
         transfer_seconds=math.fsum(float(event["seconds"]) for event in (*down, *up)),
-        retries=max(len(down) - 1, 0) + max(len(up) - 1, 0),
+        retries=max(transfers(down) - 1, 0) + max(transfers(up) - 1, 0),
         idle_seconds=max(closed - counted[-1], 0.0) if counted else None,
     )

@@ -24,6 +24,7 @@ from server.sessions import Sessions
 from steelyard.bundle import Manifest, TensorSpec, digest, raw, write
 from steelyard.errors import RunFailedError, WaitTimeoutError
 from steelyard.recording import ClosedRound, Recordings, read_events
+from steelyard.report.traffic import traffic
 from steelyard.transport.base import SERVER, Transfer
 from steelyard.transport.endpoint import bind, dial, server_options
 from steelyard.transport.faults import refusal_of
@@ -212,6 +213,21 @@ def test_a_client_that_comes_and_goes_does_not_fill_the_event_log(make_bench: Ca
     for name in ("joined", "left"):
         numbers = [event["number"] for event in bench.events(name) if event["client"] == 0]
         assert numbers == [*range(1, 101), 128, 256]
+
+
+def test_a_client_that_fetches_in_a_loop_does_not_fill_the_event_log_and_the_report_has_every_byte(
+    make_bench: Callable[..., Bench],
+) -> None:
+    bench, fetches, model = make_bench(), {0: 300, 1: 1}, np.zeros(3, np.float32)
+    for client, times in fetches.items():
+        for _ in range(times):
+            offered = bench.coordinator.fetch(client, bench.sessions[client], 1)
+            bench.hub.client(client).receive(offered, raw(model)).result(PATIENCE_S)
+        bench.submit(client)  # after the second one the round closes
+    assert len(bench.events("fetched")) == 100 + 2 + 1 + 1
+    rows = {row.client: row for row in traffic(read_events(bench.run))}
+    for client, times in fetches.items():
+        assert (rows[client].bytes_down, rows[client].retries) == (times * model.nbytes, times - 1)
 
 
 def test_a_client_whose_lease_ran_out_during_scoring_is_not_in_the_next_round(make_bench: Callable[..., Bench]) -> None:

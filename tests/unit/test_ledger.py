@@ -16,6 +16,8 @@ import server.ledger
 from server.ledger import METRICS, SCORES, Ledger
 from steelyard.errors import UserError
 from steelyard.recording import read_events
+from steelyard.report.seen import seen
+from steelyard.report.traffic import account
 
 
 def score(number: int, client: int, value: float = 0.1) -> dict[str, Any]:
@@ -65,6 +67,42 @@ def test_a_flood_of_faults_stays_small_and_is_counted(ledger: Ledger, name: str)
     found = [(event["event"], event["client"], event["number"]) for event in read_events(ledger.run)]
     listed = [*range(1, 101), 128, 256, 512, 1024, 2048, 4096]
     assert found == [*((name, 3, n) for n in listed), (name, None, 1), ("another", 3, 1)]
+
+
+@pytest.mark.parametrize("kills", [0, 3])
+def test_a_flood_of_transfers_stays_small_and_the_report_has_them_all(ledger: Ledger, kills: int) -> None:
+    """Killed between rounds, too: a closed round holds nothing back."""
+    every: list[dict[str, Any]] = []
+    for number in range(1, 5):
+        opened = {"round": number, "participants": [0, 1]}
+        ledger.event("round_opened", **opened)
+        every.append({"event": "round_opened", **opened})
+        for name, client, times in (("fetched", 0, 5000), ("fetch_failed", 0, 700), ("upload_failed", 1, 300 + number)):
+            for n in range(times):
+                fields = {"round": number, "seconds": 0.25, **({} if name == "fetch_failed" else {"bytes": n})}
+                ledger.counted(name, client, **fields)
+                every.append({"event": name, "client": client, **fields})
+        ledger.tell_held(number)
+        ledger.event("round_closed", round=number)
+        every.append({"event": "round_closed", "round": number, "time": 0})
+        if number <= kills:
+            ledger._events.close()  # as a kill does: nothing is told
+            ledger = Ledger(ledger.run)
+    ledger.close()
+    found = read_events(ledger.run)
+    assert len(found) < 4 * (2 + 3 * (100 + 7))
+    assert account(found) == account(every)
+    (ledger.run / "roles" / "client-0").mkdir(parents=True)
+    assert seen(ledger.run, found) == seen(ledger.run, every)
+
+
+def test_what_was_left_out_is_there_when_the_log_is_closed(ledger: Ledger) -> None:
+    for _ in range(300):
+        ledger.counted("joined", 3)
+    ledger.counted("joined", 4)
+    ledger.close()
+    lines = read_events(ledger.run)
+    assert [(line["number"], line["count"]) for line in lines[100:]] == [(128, 28), (256, 128), (1, 1), (300, 44)]
 
 
 def test_transfers_that_fail_now_and_then_are_all_told(ledger: Ledger) -> None:
