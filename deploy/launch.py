@@ -316,7 +316,8 @@ def _begin(
         manifest.pop("reason", None)
         _check_twin(honest, data_of(manifest), experiment)
         before = manifest.get("continued", [])
-        if made(now) != made((before or [manifest])[-1]):
+        asked = {"experiment": manifest["experiment"]}
+        if made({**now, **asked}) != made({**(before or [manifest])[-1], **asked}):
             manifest["continued"] = [*before, now]
         if launcher == "inline":  # what was once in one process stays so
             manifest["launcher"] = launcher

@@ -37,14 +37,16 @@ class Difference:
 def made(manifest: Mapping[str, Any]) -> dict[str, str]:
     """What a run's numbers depend on beside its experiment and its data, as far as its manifest says.
 
-    Where a run went on elsewhere or later, with something else than it began, both are named.
+    Where a run went on elsewhere or later, with something else than it began, both are named. Compiled filtering is
+    left out where the experiment's path does not score by it, as paths do that are named for it (a test sees to that).
     """
+    filters = "winograd" in manifest.get("experiment", {}).get("scoring", {}).get("path", "winograd")
     found: dict[str, dict[str, None]] = {}
     for each in (manifest, *manifest.get("continued", ())):
         facts = {"revision": each.get("revision") or "unknown"}
         facts |= {name: each[name] for name in ("processor", "python") if name in each}
         facts |= each.get("versions", {})
-        if compiled := each.get("compiled"):
+        if filters and (compiled := each.get("compiled")):
             facts["compiled filtering"] = hashlib.sha256(json.dumps(compiled, sort_keys=True).encode()).hexdigest()[:10]
         for what, value in facts.items():
             found.setdefault(what, {})[value] = None

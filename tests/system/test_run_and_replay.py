@@ -104,10 +104,10 @@ def test_what_goes_on_keeps_its_settings_and_that_its_roles_were_once_in_one_pro
 ) -> None:
     shutil.copytree(undisturbed.run.parent, shell.out, symlinks=True)
     run = shell.the_run()
-    change(run, status="FAILED")
+    change(run, status="FAILED", compiled={"winograd-default.so": "0" * 64})
     shell.run("--launcher", "inline")
     manifest = json.loads((run / "manifest.json").read_text(encoding="utf-8"))
-    assert "continued" not in manifest, "by the code that began it"
+    assert "continued" not in manifest, "by the code that began it, and its path scores by nothing compiled"
     change(run, status="FAILED", revision="5ee1")
     code, said, err = shell.finish(shell.start_run("--set", "scoring.workers=2"))
     assert (code, err) == (0, "")

@@ -6,12 +6,12 @@ import csv
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 from xml.etree import ElementTree as ET
 
 import pytest
 
-from steelyard.config import ClientsConfig
+from steelyard.config import ClientsConfig, ScoringConfig
 from steelyard.errors import UserError
 from steelyard.parsing import parse
 from steelyard.report.origin import differences
@@ -230,6 +230,16 @@ def test_runs_that_were_not_made_alike_are_told(sweep: Sweep, tmp_path: Path) ->
     same = markdown(Results(sweep, [row for row in results.rows if row.seed == 7 and row.variant == "latent"]))
     assert "Source revision 1a2b." in same
     assert "MIXED" not in same
+
+
+@pytest.mark.parametrize("path", get_args(get_type_hints(ScoringConfig)["path"]))
+def test_other_compiled_filtering_is_told_of_runs_that_it_scored(sweep: Sweep, tmp_path: Path, path: str) -> None:
+    for cell in sweep.runs:
+        experiment, digest = {"scoring": {"path": path}}, "b" if cell.seed == 8 else "a"
+        later = {"continued": [{"compiled": {"winograd-avx2.so": "c"}}]} if cell.seed == 9 else {}
+        write_run(tmp_path, cell, experiment=experiment, compiled={"winograd-avx2.so": digest}, **later)
+    text = markdown(Results(sweep, read_rows(sweep.cells, tmp_path)))
+    assert ("MIXED: revision, compiled filtering, see below." in text) == ("winograd" in path)
 
 
 def test_many_runs_that_were_made_otherwise_are_counted() -> None:
