@@ -27,20 +27,17 @@ from steelyard.transport.collective import PairEnd
 from steelyard.transport.collective_backends import CLIENT_RANK, Gloo, gloo_device, interface_name
 from steelyard.transport.collective_client import CollectiveClientPlane
 from steelyard.transport.collective_server import CollectiveServerPlane, same_gpu
-from steelyard.transport.endpoint import bind, dial, server_options
+from steelyard.transport.endpoint import dial
 from steelyard.transport.faults import fault_of
 from steelyard.transport.rendezvous import MAX_KEYS, RemoteBox
 from steelyard.transport.settings import TransportConfig
 from steelyard.wire import pb
+from tests.network.pairs import authenticate, served
 
 WAIT_S = 30.0
 GLOO = TransportConfig(tensors="gloo", trusted_peers=True, timeout_s=WAIT_S)
 DATA = raw(np.random.default_rng(0).integers(0, 256, 5000, dtype=np.uint8))
 MANIFEST = Manifest((TensorSpec("x", "U8", (len(DATA),)),), digest(DATA))
-
-
-def authenticate(context: grpc.ServicerContext) -> int:
-    return int(str(dict(context.invocation_metadata())["client"]))
 
 
 @dataclass
@@ -110,13 +107,7 @@ class Hand:
 @contextmanager
 def serving(transport: TransportConfig = GLOO, plane: CollectiveServerPlane | None = None) -> Iterator[World]:
     plane = plane or CollectiveServerPlane(transport, authenticate)
-    with ExitStack() as stack:
-        server = grpc.server(stack.enter_context(ThreadPoolExecutor(16)), options=server_options())
-        plane.add_to(server)
-        address = bind(server, "127.0.0.1:0", None)
-        server.start()
-        stack.callback(lambda: server.stop(None).wait(WAIT_S))
-        stack.callback(plane.close)
+    with served(plane, WAIT_S) as (address, stack):
         yield World(plane, address, stack)
 
 
@@ -323,11 +314,7 @@ def test_an_interface_that_is_not_there_is_the_users_mistake() -> None:
 def in_a_process(lie: str) -> subprocess.CompletedProcess[str]:
     """A server and a client in a process of their own; the client announces 5000 bytes and sends others."""
     code = f"""
-import importlib.util, sys
-spec = importlib.util.spec_from_file_location("collective_tests", {str(Path(__file__))!r})
-tests = importlib.util.module_from_spec(spec)
-sys.modules["collective_tests"] = tests
-spec.loader.exec_module(tests)
+from tests.network import test_collective as tests
 with tests.serving() as world:
     liar = world.hand(0)
     end = liar.pair()

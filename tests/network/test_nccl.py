@@ -11,12 +11,11 @@ import secrets
 import subprocess
 import sys
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-import grpc
 import numpy as np
 import pytest
 import torch
@@ -25,8 +24,8 @@ from steelyard.bundle import Manifest, TensorSpec, digest, raw
 from steelyard.errors import RefusedError, SteelyardError
 from steelyard.transport.base import Transfer
 from steelyard.transport.collective_server import CollectiveServerPlane
-from steelyard.transport.endpoint import bind, server_options
 from steelyard.transport.settings import TransportConfig
+from tests.network.pairs import authenticate, served
 
 pytestmark = [
     pytest.mark.gpu,
@@ -74,10 +73,6 @@ for line in sys.stdin:
     except SteelyardError as error:
         print(f"{type(error).__name__}: {error}", flush=True)
 """
-
-
-def authenticate(context: grpc.ServicerContext) -> int:
-    return int(str(dict(context.invocation_metadata())["client"]))
 
 
 @dataclass
@@ -141,13 +136,7 @@ class Client:
 def world() -> Iterator[World]:
     os.environ["NCCL_HOSTID"] = "host of the server"  # for good: nccl reads it once
     plane = CollectiveServerPlane(NCCL, authenticate, device="cuda:0")
-    with ExitStack() as stack:
-        server = grpc.server(stack.enter_context(ThreadPoolExecutor(16)), options=server_options())
-        plane.add_to(server)
-        address = bind(server, "127.0.0.1:0", None)
-        server.start()
-        stack.callback(lambda: server.stop(None).wait(WAIT_S))
-        stack.callback(plane.close)
+    with served(plane, WAIT_S) as (address, stack):
         yield World(plane, address, stack)
 
 
