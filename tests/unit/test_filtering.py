@@ -24,13 +24,17 @@ BUILT = sorted(SOURCE.parent.glob("winograd-*.so"))
 ORDER = ["winograd-default", "winograd-avx2", "winograd-avx512", "winograd-avx512_bf16"]
 
 
-@pytest.mark.parametrize("size", [3, 5])
-def test_minimal_filtering_filters(size: int) -> None:
-    inputs, filters, outputs = minimal_filtering(size)
+@pytest.mark.parametrize(("size", "stride"), [(3, 1), (5, 1), (3, 2)])
+def test_minimal_filtering_filters(size: int, stride: int) -> None:
+    inputs, filters, outputs = minimal_filtering(size, stride)
     generator = torch.Generator().manual_seed(0)
-    x, f = (torch.randn(n, generator=generator, dtype=torch.float64) for n in (3 + size, size))
-    expected = torch.stack([(x[i : i + size] * f).sum() for i in range(4)])
-    assert torch.allclose(outputs @ ((inputs @ x) * (filters @ f)), expected, rtol=0, atol=1e-11)
+    x, f = (torch.randn(n, generator=generator, dtype=torch.float64) for n in (3 * stride + size, size))
+    expected = torch.stack([(x[stride * i : stride * i + size] * f).sum() for i in range(4)])
+    products = (inputs @ x) * (filters @ f)
+    if stride == 2:
+        products[[0, 1, 2, 4]] += products[5:]
+        products = products[:5]
+    assert torch.allclose(outputs @ products, expected, rtol=0, atol=1e-11)
 
 
 def test_it_is_built_for_this_processor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -52,21 +56,28 @@ def built(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> No
 
 @pytest.mark.usefixtures("built")
 @pytest.mark.parametrize(
-    ("size", "dtype", "most"), [(3, torch.float32, 1.2e-6), (5, torch.float32, 1.2e-5), (3, torch.bfloat16, 2.5e-2)]
+    ("size", "stride", "dtype", "most"),
+    [
+        (3, 1, torch.float32, 1.2e-6),
+        (5, 1, torch.float32, 1.2e-5),
+        (3, 2, torch.float32, 1.2e-6),
+        (3, 1, torch.bfloat16, 2.5e-2),
+        (3, 2, torch.bfloat16, 2.5e-2),
+    ],
 )
 @pytest.mark.parametrize(
     ("height", "width", "padding", "batch"),
-    [(1, 1, 2, 1), (4, 8, 1, 3), (9, 6, 0, 7), (11, 7, 2, 5), (7, 13, 0, 30), (5, 5, 4, 2)],
+    [(1, 1, 2, 1), (4, 8, 1, 3), (9, 6, 0, 7), (11, 7, 2, 5), (7, 13, 0, 30), (5, 5, 4, 2), (19, 26, 1, 2)],
 )
 def test_it_convolves(
-    size: int, dtype: torch.dtype, most: float, height: int, width: int, padding: int, batch: int
+    size: int, stride: int, dtype: torch.dtype, most: float, height: int, width: int, padding: int, batch: int
 ) -> None:
     """Errors, root mean squares by the outputs' spread: up to 9e-7 and 9e-6 measured; of direct ones up to 5e-7.
 
     In bfloat16 up to 1.8e-2, where there are few outputs.
     """
     generator = torch.Generator().manual_seed(height)
-    conv = nn.Conv2d(32, 48, size, padding=padding)
+    conv = nn.Conv2d(32, 48, size, stride, padding)
     assert fits(conv, dtype)
     assert conv.bias is not None
     scratch = Scratch()
@@ -74,7 +85,7 @@ def test_it_convolves(
     with torch.inference_mode():
         conv.weight.normal_(generator=generator)
         x = torch.randn(batch, 32, height, width, generator=generator)
-        exact = functional.conv2d(x.double(), conv.weight.double(), conv.bias.double(), padding=padding)
+        exact = functional.conv2d(x.double(), conv.weight.double(), conv.bias.double(), stride, padding)
         for one in (ours, rectified):
             one.load(conv.weight, conv.bias)
         for images in (x, x[: batch // 2 + 1], x.contiguous(memory_format=torch.channels_last)):
@@ -113,7 +124,10 @@ def test_what_is_no_number_stays_none(dtype: torch.dtype, bits: int) -> None:
 @pytest.mark.parametrize(
     "conv",
     [
-        nn.Conv2d(16, 16, 3, stride=2),
+        nn.Conv2d(16, 16, 3, stride=3),
+        nn.Conv2d(16, 16, 3, stride=(1, 2)),
+        nn.Conv2d(16, 16, 3, stride=(2, 1)),
+        nn.Conv2d(16, 16, 5, stride=2),
         nn.Conv2d(16, 16, 3, dilation=2),
         nn.Conv2d(16, 16, 3, groups=2),
         nn.Conv2d(16, 16, 3, padding=1, padding_mode="circular"),
@@ -133,11 +147,11 @@ def test_other_convolutions_do_not_fit(conv: nn.Conv2d) -> None:
 
 
 def test_images_smaller_than_the_filter_are_refused_as_torch_does() -> None:
-    conv = nn.Conv2d(16, 16, 5, padding=1)
-    ours = Filtering(conv, Scratch(), rectifies=False)
-    for convolution in (conv, ours):
-        with pytest.raises(RuntimeError, match=r"smaller than|size can't be greater"):
-            convolution(input=torch.zeros(1, 16, 2, 9))
+    for conv in (nn.Conv2d(16, 16, 5, padding=1), nn.Conv2d(16, 16, 3, stride=2)):
+        ours = Filtering(conv, Scratch(), rectifies=False)
+        for convolution in (conv, ours):
+            with pytest.raises(RuntimeError, match=r"smaller than|size can't be greater"):
+                convolution(input=torch.zeros(1, 16, 2, 9))
 
 
 def test_a_library_of_another_source_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -164,30 +178,31 @@ static float *filled(long floats) { /* as pairs of bfloat16 numbers too */
 
 int main(void) {
     long sides[] = {1, 4, 7, 14}, channels[] = {16, 112}, done = 0;
-    struct { long points, bfloat16; } kinds[] = {{6, 0}, {8, 0}, {6, 1}};
-    for (int k = 0; k < 3; k++)
+    struct { long size, stride, bfloat16; } kinds[] = {{3, 1, 0}, {5, 1, 0}, {3, 2, 0}, {3, 1, 1}, {3, 2, 1}};
+    for (int k = 0; k < 5; k++)
         for (int h = 0; h < 4; h++)
             for (int w = 0; w < 4; w++)
                 for (int n = 0; n < 4; n++)
                     for (long padding = 0; padding < 5; padding += 2) {
-                        long points = kinds[k].points, bfloat16 = kinds[k].bfloat16;
-                        struct convolution c = {.points = points, .batch = 3, .height = sides[h], .width = sides[w],
-                            .channels = channels[n % 2], .outputs = channels[n / 2], .padding = padding,
-                            .rectifies = n % 2, .bfloat16 = bfloat16};
-                        long taps = (points - TILE + 1) * (points - TILE + 1);
+                        long size = kinds[k].size, stride = kinds[k].stride, bfloat16 = kinds[k].bfloat16;
+                        if (sides[h] + 2 * padding < size || sides[w] + 2 * padding < size) continue;
+                        struct convolution c = {.size = size, .stride = stride, .batch = 3, .height = sides[h],
+                            .width = sides[w], .channels = channels[n % 2], .outputs = channels[n / 2],
+                            .padding = padding, .rectifies = n % 2, .bfloat16 = bfloat16};
+                        long points = points_of(size, stride), values = span_of(size, stride) * span_of(size, stride);
                         long height = output_side(c.height, &c), width = output_side(c.width, &c);
-                        if (height < 1 || width < 1) continue;
                         float *given[] = {filled(c.batch * c.height * c.width * c.channels),
-                            filled(points * points * wide(&c) * c.channels / (bfloat16 ? 2 : 1)),
-                            filled(c.outputs), filled(points * points),
+                            filled(values * wide(&c) * c.channels / (bfloat16 ? 2 : 1)),
+                            filled(c.outputs), filled(values),
                             filled(TILE * points), filled(scratch_floats(&c)),
                             filled(c.batch * height * width * c.outputs),
                             filled(c.batch * height * width * c.outputs),
-                            filled(c.outputs * c.channels * taps), filled(points * points * taps)};
+                            filled(c.outputs * c.channels * size * size), filled(values * size * size)};
                         c.x = given[0], c.filters = given[1], c.bias = given[2], c.to_points = given[3];
                         c.to_outputs = given[4], c.scratch = given[5], c.y = given[6];
                         if (h % 2) c.addend = given[7];
-                        carry_filters(points, bfloat16, c.channels, c.outputs, given[8], given[9], (char *)given[1]);
+                        carry_filters(size, stride, bfloat16, c.channels, c.outputs, given[8], given[9],
+                                      (char *)given[1]);
                         for (long i = 0; i < scratch_floats(&c); i++) given[5][i] = NAN; /* must not reach y */
                         filter_images(&c);
                         for (long i = 0; i < c.batch * height * width * c.outputs; i++)

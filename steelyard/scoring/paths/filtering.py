@@ -2,11 +2,12 @@
 
 Minimal filtering makes 4x4 outputs of a 3x3 convolution from 36 products a pair of channels, not from 144, and of a 5x5
 one from 64, not from 400: tiles of inputs and the filter are carried to points (a polynomial's values), multiplied
-there and carried back (Lavin & Gray 2015, arXiv 1509.09308). Its rounding error hangs on the points; with the best
-found it is about 1e-6 (3x3) and 3e-6 (5x5) of the outputs' spread, a direct convolution's 1e-7 to 5e-7. With products
-in bfloat16 it is about 1e-2 (3x3), a direct convolution's in bfloat16 2e-3; 5x5 would err by 1e-1.
+there and carried back (Lavin & Gray 2015, arXiv 1509.09308). Of a 3x3 one with stride 2 it makes them from 81: two
+filterings, since its middle tap sees other inputs than the two beside it (winograd.c). Its rounding error hangs on the
+points; with the best found it is about 1e-6 (3x3) and 3e-6 (5x5) of the outputs' spread, a direct convolution's 1e-7 to
+5e-7. With products in bfloat16 it is about 1e-2 (3x3), a direct convolution's in bfloat16 2e-3; 5x5 would err by 1e-1.
 
-Legend: B examples, C input and O output channels, P pairs of points.
+Legend: B examples, C input and O output channels, V values of a tile: pairs of a row's and a column's.
 """
 
 from __future__ import annotations
@@ -25,7 +26,12 @@ from steelyard.errors import UserError
 
 TILE = 4
 VECTOR = 16  # channels of both sides come in multiples of it, so that no vector of them is cut
-POSITIVE = {3: (Fraction(5, 8), Fraction(3, 2)), 5: (Fraction(1, 2), Fraction(1), Fraction(2))}  # points by filter size
+# By size and stride. The table's order is what winograd.c relies on: a pair is a number and its negative.
+POINTS = {
+    (3, 1): (Fraction(0), Fraction(5, 8), Fraction(-5, 8), Fraction(3, 2), Fraction(-3, 2)),
+    (5, 1): (Fraction(0), Fraction(1, 2), Fraction(-1, 2), Fraction(1), Fraction(-1), Fraction(2), Fraction(-2)),
+    (3, 2): (Fraction(0), Fraction(3, 4), Fraction(-3, 4), Fraction(2)),
+}
 
 
 class _Convolution(ctypes.Structure):
@@ -34,7 +40,7 @@ class _Convolution(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_void_p) for name in ("x", "filters", "bias", "to_points", "to_outputs", "scratch")),
         *((name, ctypes.c_void_p) for name in ("addend", "y")),
-        *((name, ctypes.c_long) for name in ("points", "batch", "height", "width")),
+        *((name, ctypes.c_long) for name in ("size", "stride", "batch", "height", "width")),
         *((name, ctypes.c_long) for name in ("channels", "outputs", "padding", "rectifies", "bfloat16")),
     )
 
@@ -66,11 +72,11 @@ class Filtering(nn.Module):
     ) -> None:
         super().__init__()
         self._inputs, self._outputs = conv.in_channels, conv.out_channels
-        self._size, self._padding = conv.kernel_size[0], _padding(conv)
+        self._size, self._stride, self._padding = conv.kernel_size[0], conv.stride[0], _padding(conv)
         self._rectifies = rectifies
         self._scratch = scratch
         self._library = library()
-        to_points, filters_to_points, to_outputs = minimal_filtering(self._size)
+        to_points, filters_to_points, to_outputs = minimal_filtering(self._size, self._stride)
         self._to_points, self._to_outputs = to_points.float().contiguous(), to_outputs.float().contiguous()
         self._filters_to_points = torch.kron(filters_to_points, filters_to_points).float()
         wide = self._outputs + -self._outputs % int(self._library.vector_columns())
@@ -78,15 +84,16 @@ class Filtering(nn.Module):
         self._bias_O = torch.zeros(self._outputs)
 
     def load(self, weight: torch.Tensor, bias_O: torch.Tensor | None) -> None:
-        """Carry filters [O, C, size, size] to the points, [P, O / columns, C, columns] with zeros beyond O.
+        """Carry filters [O, C, size, size] to the points: [V, O / columns, C, columns] with zeros beyond O.
 
-        In bfloat16 [P, O / columns, C / 2, columns, 2].
+        In bfloat16 [V, O / columns, C / 2, columns, 2]. With stride 2 a point's values stand behind `O / columns`.
         """
         weight = weight.contiguous()
         assert weight.dtype == torch.float32
         assert weight.shape == (self._outputs, self._inputs, self._size, self._size)
         self._library.carry_filters(
-            TILE + self._size - 1,
+            self._size,
+            self._stride,
             self._filters.dtype == torch.bfloat16,
             self._inputs,
             self._outputs,
@@ -110,7 +117,7 @@ class Filtering(nn.Module):
         batch, channels, height, width = x.shape
         assert x.dtype == torch.float32
         assert channels == self._inputs
-        sides = [side + 2 * self._padding - self._size + 1 for side in (height, width)]
+        sides = [(side + 2 * self._padding - self._size) // self._stride + 1 for side in (height, width)]
         if min(sides) < 1:
             raise RuntimeError(f"images of {height}x{width} are smaller than filters of {self._size}x{self._size}")
         y = x.new_empty(batch, *sides, self._outputs)
@@ -126,7 +133,8 @@ class Filtering(nn.Module):
             to_outputs=self._to_outputs.data_ptr(),
             addend=None if summand is None else summand.data_ptr(),
             y=y.data_ptr(),
-            points=TILE + self._size - 1,
+            size=self._size,
+            stride=self._stride,
             batch=batch,
             height=height,
             width=width,
@@ -145,16 +153,17 @@ class Filtering(nn.Module):
 
 
 def fits(conv: nn.Conv2d, dtype: torch.dtype) -> bool:
-    """Whether a convolution is 3x3 or 5x5, of stride 1, ordinary otherwise, and of whole vectors of channels.
+    """Whether a convolution is 3x3, or 5x5 of stride 1, ordinary otherwise, and of whole vectors of channels.
 
-    In bfloat16 only if it is 3x3.
+    A 3x3 one of stride 1 or 2. In bfloat16 only if it is 3x3.
     """
-    size = conv.kernel_size[0]
+    size, stride = conv.kernel_size[0], conv.stride[0]
     if dtype == torch.bfloat16 and size != 3:
         return False
-    plain = conv.groups == 1 and conv.dilation == (1, 1) and conv.stride == (1, 1) and conv.padding_mode == "zeros"
-    square = conv.kernel_size == (size, size) and size in POSITIVE and conv.padding in {(_padding(conv),) * 2, "valid"}
-    return plain and square and conv.in_channels % VECTOR == 0 and conv.out_channels % VECTOR == 0
+    plain = conv.groups == 1 and conv.dilation == (1, 1) and conv.padding_mode == "zeros"
+    square = conv.kernel_size == (size, size) and conv.stride == (stride, stride) and (size, stride) in POINTS
+    padded = conv.padding in {(_padding(conv),) * 2, "valid"}
+    return plain and square and padded and conv.in_channels % VECTOR == 0 and conv.out_channels % VECTOR == 0
 
 
 def _padding(conv: nn.Conv2d) -> int:
@@ -188,7 +197,7 @@ def library() -> ctypes.CDLL:
     if loaded.source_sha256().decode("ascii") != source:
         raise _unusable(file, "it was compiled from another winograd.c")
     loaded.vector_columns.restype = loaded.scratch_floats.restype = ctypes.c_long
-    loaded.carry_filters.argtypes = [ctypes.c_long] * 4 + [ctypes.c_void_p] * 3
+    loaded.carry_filters.argtypes = [ctypes.c_long] * 5 + [ctypes.c_void_p] * 3
     loaded.carry_filters.restype = loaded.filter_images.restype = None
     return loaded
 
@@ -201,15 +210,30 @@ def _unusable(file: Path, why: str) -> UserError:
     )
 
 
-def minimal_filtering(size: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Matrices that carry inputs [n] and a filter [size] to n points, and products at the points to outputs [4].
+def minimal_filtering(size: int, stride: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Matrices that carry inputs [n] and a filter [size] to values [n] at points, and products of these to outputs [4].
 
-    For x [n], n = 4 + size - 1, and f [size],
-    outputs[(inputs x) * (filters f)] = [sum over j of f[j] x[i + j] for i in 0..3]. Evaluating polynomials at points,
-    multiplying and interpolating (Toom and Cook's product) gives long products; filtering is the transposed of that, so
-    the matrix of the inputs is the interpolation's. The last point is infinity. Float64 [n, n], [n, size], [4, n].
+    For x [n], n = 3 stride + size, and f [size], with every value's products summed by point,
+    outputs[(inputs x) * (filters f)] = [sum over j of f[j] x[stride i + j] for i in 0..3]. With stride 1 a value is a
+    point's. With stride 2 the first five are the filter's two outer taps' at the points, the last four the middle
+    tap's at all points but the fourth. Float64 [n, n], [n, size], [4, points].
     """
-    points = [Fraction(0), *(sign * point for point in POSITIVE[size] for sign in (1, -1))]
+    points = POINTS[size, stride]
+    if stride == 1:
+        return _filtering(points, size)
+    outer, middle = _filtering(points, 2), _filtering(points[:3], 1)
+    to_points, filters = torch.zeros(9, 9, dtype=torch.float64), torch.zeros(9, 3, dtype=torch.float64)
+    to_points[:5, 0::2], to_points[5:, 1::2] = outer[0], middle[0]
+    filters[:5, 0::2], filters[5:, 1::2] = outer[1], middle[1]
+    return to_points, filters, outer[2]
+
+
+def _filtering(points: tuple[Fraction, ...], taps: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The matrices of `taps` with stride 1, at these points and infinity, which comes last.
+
+    Evaluating polynomials at points, multiplying and interpolating (Toom and Cook's product) gives long products;
+    filtering is the transposed of that, so the matrix of the inputs is the interpolation's.
+    """
 
     def powers(count: int) -> torch.Tensor:
         finite = [[float(point**power) for power in range(count)] for point in points]
@@ -218,4 +242,4 @@ def minimal_filtering(size: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tens
     # Each point's factor may stand with the inputs or, divided by, with the filter.
     factors = [float(prod(point - other for other in points if other != point)) for point in points]
     scale = torch.tensor([*factors, 1.0], dtype=torch.float64)[:, None]
-    return torch.linalg.inv(powers(TILE + size - 1)).T * scale, powers(size) / scale, powers(TILE).T
+    return torch.linalg.inv(powers(TILE + taps - 1)).T * scale, powers(taps) / scale, powers(TILE).T
