@@ -256,10 +256,11 @@ def write_arrays(path: Path, arrays: Mapping[str, np.ndarray[Any, Any]]) -> Mani
     return write(path, specs_of(arrays), *(raw(np.ascontiguousarray(array)) for array in arrays.values()))
 
 
-def hand_over(path: Path, arrays: Mapping[str, np.ndarray[Any, Any]]) -> None:
+def hand_over(path: Path, arrays: Mapping[str, np.ndarray[Any, Any]]) -> Path:
     """Write named arrays for a process beside this one to open: not durable, and without a digest, which cost time."""
     with contextlib.closing(BundleFile.create(path, Manifest(specs_of(arrays), "0" * 64))) as file:
         file.fill(raw(np.ascontiguousarray(array)) for array in arrays.values())
+    return path
 
 
 def read_arrays(path: Path, *, private: bool = False) -> dict[str, np.ndarray[Any, Any]]:

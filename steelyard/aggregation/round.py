@@ -21,8 +21,6 @@ from steelyard.aggregation.defence import Defence, take
 from steelyard.aggregation.fedavg import weighted_sum
 from steelyard.aggregation.rows import Rows, Vector
 
-PART = "defence/"
-
 
 class JoinedRound:
     """A round's updates and what joins them.
@@ -84,9 +82,9 @@ class JoinedRound:
     def packed(self) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
         """What `unpacked` needs beside global state, updates and samples to join as this one, in another process."""
         setting = self.setting
-        arrays = {PART + "state/" + key: array for key, array in self.state.items()}
+        arrays = {"state/" + key: array for key, array in self.state.items()}
         if setting.root_P is not None:
-            arrays[PART + "root"] = setting.root_P
+            arrays["root"] = setting.root_P
         return {
             "table": dict(self.defence.table),
             "number": setting.number,
@@ -118,7 +116,7 @@ def unpacked(
     """The round that another process packed."""
     defence = make_defence(words["table"], words["clients"])
     assert defence is not None, "only a round with a defence is packed"
-    prefix = PART + "state/"
+    prefix = "state/"
     return JoinedRound(
         defence=defence,
         state={key.removeprefix(prefix): array for key, array in arrays.items() if key.startswith(prefix)},
@@ -127,7 +125,7 @@ def unpacked(
             seed=words["seed"],
             clients=words["clients"],
             global_P=global_D[: words["trainable"]].numpy(),
-            root_P=arrays.get(PART + "root"),
+            root_P=arrays.get("root"),
         ),
         global_D=global_D,
         updates=updates,

@@ -10,15 +10,18 @@ Legend: E examples, D float values of a state, C coalitions, n clients.
 from __future__ import annotations
 
 import statistics
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
 from steelyard.benchmarks.published import PublishedLoop
 from steelyard.benchmarks.rounds import Case, TrainedRound, random_round
+from steelyard.bundle import hand_over
 from steelyard.errors import UserError
 from steelyard.scoring.coalitions import Floats, Masks, all_masks
 from steelyard.scoring.evaluation import Device
@@ -81,10 +84,15 @@ def timings(
         if workers > 1 and case.device == "cpu":
             contenders[f"{PUBLISHED}{_WORKERS}{workers}"] = lambda masks: loop.time(masks, workers)
         fitting = _fitting(material, paths, case.device, left_out)
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="steelyard-bench-")))
+        files = [  # a run has recorded its round before it scores it
+            hand_over(folder / f"{i}", {"state": state_D.numpy()})
+            for i, state_D in enumerate((material.global_D, *material.updates))
+        ]
         for name, path, batch, processes in _contenders(fitting, batches, workers):
             utility = utility_of(material, path, batch, processes, case.device)
             stack.enter_context(closing(utility))
-            contenders[name] = _evaluator(utility, material)
+            contenders[name] = _evaluator(utility, material, files)
         turns: dict[str, list[tuple[float, float]]] = {name: [] for name in contenders}
         for turn in range(repetitions + 1):
             for name, contender in contenders.items():
@@ -148,12 +156,13 @@ def _contenders(paths: Sequence[str], batches: tuple[int, ...], workers: int) ->
             yield f"{path}{_WORKERS}{workers}, {batches[0]}", path, batches[0], workers
 
 
-def _evaluator(utility: Utility, material: TrainedRound) -> Contender:
+def _evaluator(utility: Utility, material: TrainedRound, files: Sequence[Path]) -> Contender:
     """Evaluates coalitions anew each time: a game of its own has no outcome yet."""
 
     def evaluate(masks_Cn: Masks) -> tuple[float, float]:
         wall, processor = time.perf_counter(), time.process_time()
-        utility.round(material.global_D, material.updates, material.samples).view("accuracy").values(masks_Cn)
+        game = utility.round(material.global_D, material.updates, material.samples, files=files)
+        game.view("accuracy").values(masks_Cn)
         return time.perf_counter() - wall, time.process_time() - processor
 
     return evaluate

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -33,6 +34,7 @@ class RecordedRound:
     global_D: torch.Tensor
     updates: tuple[torch.Tensor, ...]
     samples: tuple[int, ...]
+    files: tuple[Path, ...]  # of the global model and each update
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

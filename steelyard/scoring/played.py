@@ -5,7 +5,8 @@ Legend: N clients of the roster, n members (participants), D float values of a s
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -36,6 +37,7 @@ class PlayedRound:
         labels: of the validation examples, int64 [E].
         progress: told by every game of the round what `Utility.round` tells.
         joined: the defence that makes the coalitions' models, if it is to.
+        files: the recorded files of global state and updates; see `Utility.round`.
     """
 
     def __init__(
@@ -53,6 +55,7 @@ class PlayedRound:
         labels: torch.Tensor,
         progress: Progress | None = None,
         joined: JoinedRound | None = None,
+        files: Sequence[Path] = (),
     ) -> None:
         self.number, self.last = number, last
         self.clients, self.samples, self.members = len(samples), samples, members
@@ -62,7 +65,7 @@ class PlayedRound:
         self._global, self._progress = global_D, progress
         self.global_D: Vectors = global_D.numpy()
         self.updates_nD: tuple[Vectors, ...] = tuple(update_D.numpy() for update_D in updates)
-        self._game = utility.round(global_D, updates, [samples[k] for k in members], progress, joined)
+        self._game = utility.round(global_D, updates, [samples[k] for k in members], progress, joined, files)
 
     def view(self, metric: Literal["accuracy", "loss"]) -> RoundView:
         """The round's game; all views share its outcomes."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import os
 import selectors
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -73,22 +74,35 @@ class WorkerPool:
     def open(
         self,
         token: object,
-        global_D: np.ndarray[Any, Any],
-        updates: Sequence[np.ndarray[Any, Any]],
+        states: Sequence[np.ndarray[Any, Any] | Path],
         samples: Sequence[int],
         defence: tuple[Mapping[str, Any], Mapping[str, np.ndarray[Any, Any]]] | None = None,
     ) -> None:
-        """Tell the workers which round the next coalitions are of, unless the token says that they know it."""
+        """Tell the workers which round the next coalitions are of, unless the token says that they know it.
+
+        Args:
+            token: the round, by identity.
+            states: the global state and each update, float32 [D], or the recorded file that holds it.
+            samples: n_k of each update.
+            defence: what `JoinedRound.packed` gives, if it makes the coalitions' models.
+        """
         if self._round is token:
             return
         self._rounds += 1
-        path = self._folder / f"round-{self._rounds}.safetensors"
+        folder = self._folder / f"round-{self._rounds}"
         with self._all_or_none():
-            words, arrays = defence or ({}, {})
-            hand_over(path, {"global": global_D, **{f"update-{k}": D for k, D in enumerate(updates)}, **arrays})
+            folder.mkdir()
+            files = [
+                state if isinstance(state, Path) else hand_over(folder / f"state-{i}", {"state": state})
+                for i, state in enumerate(states)
+            ]
+            request: dict[str, Any] = {"round": [str(file.absolute()) for file in files], "samples": list(samples)}
+            if defence is not None:
+                request["defence"] = [defence[0], str(hand_over(folder / "defence", defence[1]))]
             for worker in self._workers:
-                self._ask(worker, {"round": str(path), "samples": list(samples), "defence": words})
-        (self._folder / f"round-{self._rounds - 1}.safetensors").unlink(missing_ok=True)
+                self._ask(worker, request)
+        if self._rounds > 1:
+            shutil.rmtree(self._folder / f"round-{self._rounds - 1}")
         self._round = token
 
     def outcomes(self, keys: Sequence[bytes]) -> Iterator[tuple[bytes, Outcome]]:

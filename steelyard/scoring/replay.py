@@ -92,12 +92,17 @@ class RoundScorer:
         if self._recorded is not None and self._recorded[0] == closed:
             return self._recorded[1]
         clients = () if closed.void else closed.received
-        files = [self._recordings.update_file(closed.round, client) for client in clients]
+        files = (
+            self._recordings.global_file(closed.round),
+            *(self._recordings.update_file(closed.round, client) for client in clients),
+        )
+        global_D, *updates = (_vector(file) for file in files)
         recorded = RecordedRound(
             clients=clients,
-            global_D=_vector(self._recordings.global_file(closed.round)),
-            updates=tuple(_vector(file) for file in files),
+            global_D=global_D,
+            updates=tuple(updates),
             samples=tuple(self._samples[client] for client in clients),
+            files=files,
         )
         self._recorded = closed, recorded
         return recorded
@@ -232,6 +237,7 @@ class RoundScorer:
             labels=self._judged[1],
             progress=progress,
             joined=self._joiner.coalitions,
+            files=recorded.files,
         )
 
 

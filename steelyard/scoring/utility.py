@@ -11,7 +11,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -84,6 +85,7 @@ class Utility:
         samples: Sequence[int],
         progress: Progress | None = None,
         joined: JoinedRound | None = None,
+        files: Sequence[Path] = (),
     ) -> RoundGame:
         """The game of one round; its players are the updates in the given (client) order.
 
@@ -93,12 +95,16 @@ class Utility:
             samples: n_k of each participant, from the roster.
             progress: told (done, total) after each coalition that a request had to evaluate.
             joined: the same round under the defence that makes its coalitions' models; None: weighted means.
+            files: the recorded files of the global state and each update, if there are: workers read those, which
+                spares writing them all once more.
 
         Raises:
             ValueError: dtypes, sizes or counts do not fit together.
         """
         check_round(global_D, updates, samples)  # refuses what does not fit before the first evaluation
-        return RoundGame(self, global_D, tuple(updates), tuple(samples), progress, joined)
+        if files and len(files) != 1 + len(updates):
+            raise ValueError(f"{1 + len(updates)} files expected, of global state and updates, got {len(files)}")
+        return RoundGame(self, global_D, tuple(updates), tuple(samples), progress, joined, tuple(files))
 
     def outcomes(self, game: RoundGame, keys: Sequence[bytes]) -> Iterator[tuple[bytes, Outcome]]:
         """Evaluate coalitions of a round, named by their keys; workers give them back in no certain order."""
@@ -106,9 +112,7 @@ class Utility:
             for key in keys:
                 yield key, self._evaluation.outcome(game.coalition_state(members_of(key)))
             return
-        global_D, updates, samples = game.parts
-        packed = game.joined.packed() if game.joined else None
-        self._pool.open(game, global_D.numpy(), [update_D.numpy() for update_D in updates], samples, packed)
+        self._pool.open(game, game.states, game.samples, game.joined.packed() if game.joined else None)
         yield from self._pool.outcomes(keys)
 
 
@@ -128,22 +132,24 @@ class RoundGame:
         samples: tuple[int, ...],
         progress: Progress | None,
         joined: JoinedRound | None,
+        files: tuple[Path, ...],
     ) -> None:
         self.joined = joined
         self.players = len(updates)
+        self.samples = samples
         self._utility = utility
         self._global_D = global_D
         self._updates = updates
-        self._samples = samples
+        self._files = files
         # summed where they are evaluated: the bits are the same, and a GPU need not be sent each coalition's model
         self._there = [state_D if joined else state_D.to(utility.device) for state_D in (global_D, *updates)]
         self._progress = progress
         self._outcomes: dict[bytes, Outcome] = {}
 
     @property
-    def parts(self) -> tuple[torch.Tensor, tuple[torch.Tensor, ...], tuple[int, ...]]:
-        """The round's global state [D], updates [D] each and sample counts: what its coalitions are made of."""
-        return self._global_D, self._updates, self._samples
+    def states(self) -> Sequence[np.ndarray[Any, Any] | Path]:
+        """The round's global state and updates, float32 [D] each or the files that hold them."""
+        return self._files or [state_D.numpy() for state_D in (self._global_D, *self._updates)]
 
     @property
     def weights(self) -> Floats | None:
@@ -166,7 +172,7 @@ class RoundGame:
         """
         if self.joined is not None:
             return self.joined.model(members)
-        return fedavg(self._there[0], [self._there[1 + k] for k in members], [self._samples[k] for k in members])
+        return fedavg(self._there[0], [self._there[1 + k] for k in members], [self.samples[k] for k in members])
 
     def outcomes(self, keys: Sequence[bytes]) -> list[Outcome]:
         """Outcomes of coalitions, named by their keys (a byte per player); the unknown ones are evaluated in order."""

@@ -1,6 +1,6 @@
 """One scoring worker, `python -m steelyard.scoring.worker FOLDER SETUP`: started, asked and ended by `pool`.
 
-Requests come as lines of JSON on stdin, a round's file or coalitions by key; an outcome goes out on stdout as E bytes
+Requests come as lines of JSON on stdin, a round's files or coalitions by key; an outcome goes out on stdout as E bytes
 (right or not) and E float32 (cross-entropies). It ends when stdin does, that is with the process that started it.
 """
 
@@ -15,11 +15,12 @@ from typing import BinaryIO
 import torch
 
 from steelyard.aggregation.fedavg import fedavg
-from steelyard.aggregation.round import PART, JoinedRound, unpacked
+from steelyard.aggregation.round import JoinedRound, unpacked
 from steelyard.bundle import BundleFile, read_arrays
 from steelyard.models import FlatModel
 from steelyard.parsing import parse
 from steelyard.process import run_main, settle_down
+from steelyard.recording import read_vector
 from steelyard.scoring.evaluation import Evaluation, Setup, on_device
 
 
@@ -39,11 +40,13 @@ def work(folder: Path, setup: Setup, requests: BinaryIO, answers: BinaryIO) -> N
     for line in requests:
         request = json.loads(line)
         if "round" in request:
-            arrays = BundleFile.open(Path(request["round"]), private=True).arrays()
-            own = [torch.from_numpy(array) for key, array in arrays.items() if not key.startswith(PART)]
-            states, samples, words = own, request["samples"], request["defence"]
-            joined = unpacked(words, arrays, states[0], states[1:], samples) if words else None
-            if joined is None:
+            states = [torch.from_numpy(read_vector(Path(file), private=True)) for file in request["round"]]
+            samples, joined = request["samples"], None
+            if "defence" in request:
+                words, file = request["defence"]
+                arrays = BundleFile.open(Path(file), private=True).arrays()
+                joined = unpacked(words, arrays, states[0], states[1:], samples)
+            else:
                 states = [state_D.to(evaluation.device) for state_D in states]
         for key in request.get("keys", ()):
             members = [k for k, member in enumerate(bytes.fromhex(key)) if member]

@@ -7,12 +7,14 @@ import signal
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from steelyard.bundle import hand_over
 from steelyard.config import Shape
 from steelyard.errors import RunFailedError, UserError, WaitTimeoutError
 from steelyard.models import FlatModel
@@ -24,7 +26,7 @@ from steelyard.scoring.utility import Utility
 DIGITS = Shape(channels=1, height=8, width=8, classes=10)
 DATA = {"images": np.zeros((2, 1, 8, 8), np.float32), "labels": np.zeros(2, np.int64)}
 SETUP: dict[str, Any] = asdict(Setup(model="cnn8", shape=DIGITS, inner_batch=2, path="plain", device="cpu", worker=0))
-ROUND: tuple[Any, ...] = (np.zeros(9930, np.float32), [np.zeros(9930, np.float32)], [1])
+ROUND: tuple[Any, ...] = ([np.zeros(9930, np.float32)] * 2, [1])
 
 
 @pytest.fixture(autouse=True)
@@ -67,6 +69,19 @@ def test_two_workers_give_the_bits_of_one_process_until_one_is_killed() -> None:
         assert [process.poll() for process in processes] == [-9, -9], "nothing is left of the others"
         with pytest.raises(RunFailedError, match="ended before"):
             shared.round(*round_of(3)).view("loss").values(all_masks(5))
+
+
+def test_workers_read_a_recorded_round_where_it_lies(tmp_path: Path) -> None:
+    state, updates, samples = round_of(1)
+    files = [hand_over(tmp_path / str(i), {"state": one.numpy()}) for i, one in enumerate((state, *updates))]
+    expected = utility(1).round(state, updates, samples).view("loss").values(all_masks(5)[::4])
+    with closing(utility(2)) as shared:
+        game = shared.round(state, updates, samples, files=files)
+        assert game.view("loss").values(all_masks(5)[::4]).tolist() == expected.tolist()
+        assert shared._pool is not None
+        assert list((shared._pool._folder / "round-1").iterdir()) == [], "nothing is written once more"
+        with pytest.raises(ValueError, match="6 files expected, of global state and updates, got 5"):
+            shared.round(state, updates, samples, files=files[:-1])
 
 
 def test_a_worker_that_fails_says_why() -> None:
