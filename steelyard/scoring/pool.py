@@ -40,6 +40,7 @@ READ_BYTES = 2**20
 class _Worker:
     process: subprocess.Popen[bytes]
     log: Path
+    told: int = 0  # of which round
     asked: deque[bytes] = field(default_factory=deque)
     answer: bytearray = field(default_factory=bytearray)
     deadline: float = 0.0
@@ -66,6 +67,7 @@ class WorkerPool:
         self._answer_s = answer_s
         self._round: object = None
         self._rounds = 0
+        self._request: dict[str, Any] = {}
         self._temporary = tempfile.TemporaryDirectory(prefix="steelyard-scoring-")
         self._folder = Path(self._temporary.name)
         write_arrays(self._folder / "data.safetensors", data)
@@ -78,7 +80,9 @@ class WorkerPool:
         samples: Sequence[int],
         defence: tuple[Mapping[str, Any], Mapping[str, np.ndarray[Any, Any]]] | None = None,
     ) -> None:
-        """Tell the workers which round the next coalitions are of, unless the token says that they know it.
+        """The next coalitions are of this round; a worker is told with the first that it is asked for.
+
+        So whoever was told has answered when the next round comes, and no longer needs what was written for this one.
 
         Args:
             token: the round, by identity.
@@ -96,11 +100,9 @@ class WorkerPool:
                 state if isinstance(state, Path) else hand_over(folder / f"state-{i}", {"state": state})
                 for i, state in enumerate(states)
             ]
-            request: dict[str, Any] = {"round": [str(file.absolute()) for file in files], "samples": list(samples)}
+            self._request = {"round": [str(file.absolute()) for file in files], "samples": list(samples)}
             if defence is not None:
-                request["defence"] = [defence[0], str(hand_over(folder / "defence", defence[1]))]
-            for worker in self._workers:
-                self._ask(worker, request)
+                self._request["defence"] = [defence[0], str(hand_over(folder / "defence", defence[1]))]
         if self._rounds > 1:
             shutil.rmtree(self._folder / f"round-{self._rounds - 1}")
         self._round = token
@@ -160,6 +162,9 @@ class WorkerPool:
             keys = todo.popleft()
             if not worker.asked:
                 worker.deadline = time.monotonic() + self._answer_s
+            if worker.told != self._rounds:
+                self._ask(worker, self._request)
+                worker.told = self._rounds
             worker.asked.extend(keys)
             self._ask(worker, {"keys": [key.hex() for key in keys]})
 

@@ -99,6 +99,20 @@ def test_a_worker_that_hangs_is_not_waited_for_for_ever() -> None:
             list(pool.outcomes([b"\0", b"\1"]))
 
 
+def test_a_worker_that_is_asked_nothing_for_rounds_goes_on_with_the_next() -> None:
+    games = [round_of(seed) for seed in (1, 2, 3)]
+    keys = (all_masks(5)[3:4], all_masks(5)[4:5], all_masks(5))
+    expected = [utility(1).round(*game).view("loss").values(masks) for game, masks in zip(games, keys, strict=True)]
+    with closing(utility(2)) as shared:
+        assert shared._pool is not None
+        idle = shared._pool._workers[1].process
+        idle.send_signal(signal.SIGSTOP)
+        for game, masks, values in zip(games, keys, expected, strict=True):
+            if len(masks) > 1:
+                idle.send_signal(signal.SIGCONT)
+            assert shared.round(*game).view("loss").values(masks).tolist() == values.tolist()
+
+
 STARTER = """
 import json, signal, sys
 import numpy as np
