@@ -342,15 +342,17 @@ class Coordinator:
         """Make an update to `base` durable once it arrived, then tell the machine; the receipt comes after both."""
         seconds = time.monotonic() - upload.started
         number, client, sha256 = upload.round, upload.client, upload.transfer.manifest.sha256
-        receipt = Receipt(round=number, sha256=sha256)
+        receipt, committed = Receipt(round=number, sha256=sha256), False
         try:
             arrived.result()
             self._claim(upload, base)
             upload.file.commit(self._recordings.update_file(number, client))
+            committed = True
             self._count(upload, seconds)
         except Exception as error:  # noqa: BLE001 - whatever went wrong must reach the client that waits for a receipt
             refusal = error if isinstance(error, RefusedError) else RefusedError("LATE", f"the upload failed: {error}")
-            upload.file.path.unlink(missing_ok=True)
+            if not committed or isinstance(error, RefusedError):  # else the round may be closed with it, on disk
+                upload.file.path.unlink(missing_ok=True)
             self.refused(client, "Submit", refusal)
             fault = {"refusal": refusal.refusal, "seconds": round(seconds, 6)}
             self._ledger.counted("upload_failed", client, round=number, bytes=upload.arrived, **fault)

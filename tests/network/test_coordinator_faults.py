@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -266,6 +267,26 @@ def test_an_update_that_the_server_cannot_keep_ends_the_run(make_bench: Callable
     bench.send(0, transfer)
     with pytest.raises(RunFailedError, match="client 0's update of round 1"):
         bench.coordinator.run()
+
+
+def test_an_update_that_a_closed_round_counts_is_kept_when_the_log_cannot_be_written(
+    make_bench: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench, write_event = make_bench(), Ledger.event
+
+    def full(ledger: Ledger, name: str, **fields: Any) -> None:
+        if name == "round_closed":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write_event(ledger, name, **fields)
+
+    monkeypatch.setattr(Ledger, "event", full)
+    for client in (0, 1):
+        bench.submit(client)
+    with pytest.raises(RunFailedError, match=r"client 1's update of round 1 failed: OSError.*No space"):
+        bench.coordinator.run()
+    closed = bench.recordings.closed(1)
+    assert closed is not None
+    assert sorted(bench.recordings.updates(1)) == list(closed.received) == [0, 1]
 
 
 def test_an_update_that_crosses_a_slow_commit_ends_with_its_time(make_bench: Callable[..., Bench]) -> None:
