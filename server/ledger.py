@@ -84,11 +84,11 @@ class Ledger:
             self._events.flush()
 
     def counted(self, name: str, client: int | None, **fields: Any) -> None:
-        """Append the event of what a client can bring about at will (refusals, sessions, transfers) as often as it may.
+        """Append an event that a client can bring about at will (a refusal, a session, a transfer), if it gets a line.
 
         `number` is how many events of this name this client (None: nobody known) has had by now: in the round, if
         they are of one. A line stands for `count` of them, itself and those before it that have no line, and has the
-        sums of their bytes and seconds: a report adds these up.
+        sums of their bytes and seconds: a report adds these up. `tell_held` tells of those that no line came after.
         """
         key = (name, client, fields.get("round"))
         with self._lock:
@@ -102,10 +102,10 @@ class Ledger:
                 return
         self.event(name, **line)
 
-    def tell_held(self, number: int | None = None) -> None:
-        """Append the lines that `counted` holds back: of one round, or all."""
+    def tell_held(self, round_number: int | None = None) -> None:
+        """Append the lines that `counted` holds back, of one round or all; a server that is killed loses them."""
         with self._lock:
-            keys = [key for key in self._held if number in (None, key[2])]
+            keys = [key for key in self._held if round_number in (None, key[2])]
             lines = [(key[0], self._held.pop(key)) for key in keys]
         for name, line in lines:
             self.event(name, **line)

@@ -84,11 +84,11 @@ def timings(
         if workers > 1 and case.device == "cpu":
             contenders[f"{PUBLISHED}{_WORKERS}{workers}"] = lambda masks: loop.time(masks, workers)
         fitting = _fitting(material, paths, case.device, left_out)
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="steelyard-bench-")))
-        files = [  # a run has recorded its round before it scores it
-            hand_over(folder / f"{i}", {"state": state_D.numpy()})
-            for i, state_D in enumerate((material.global_D, *material.updates))
-        ]
+        files: list[Path] = []
+        if workers > 1:  # which read a round's recordings, and those are written before a run scores it
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="steelyard-bench-")))
+            for i, state_D in enumerate((material.global_D, *material.updates)):
+                files.append(hand_over(folder / f"{i}", {"state": state_D.numpy()}))
         for name, path, batch, processes in _contenders(fitting, batches, workers):
             utility = utility_of(material, path, batch, processes, case.device)
             stack.enter_context(closing(utility))

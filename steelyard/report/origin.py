@@ -37,8 +37,8 @@ class Difference:
 def made(manifest: Mapping[str, Any]) -> dict[str, str]:
     """What a run's numbers depend on beside its experiment and its data, as far as its manifest says.
 
-    Where a run went on elsewhere or later, with something else than it began, both are named. Compiled filtering is
-    left out where the experiment's path does not score by it, as paths do that are named for it (a test sees to that).
+    Where a run went on elsewhere or later, with something else than it began, both are named. Compiled filtering counts
+    only where the experiment's path uses it: those with `winograd` in their names, which a test holds them to.
     """
     filters = "winograd" in manifest.get("experiment", {}).get("scoring", {}).get("path", "winograd")
     found: dict[str, dict[str, None]] = {}

@@ -84,9 +84,10 @@ class Filtering(nn.Module):
         self._bias_O = torch.zeros(self._outputs)
 
     def load(self, weight: torch.Tensor, bias_O: torch.Tensor | None) -> None:
-        """Carry filters [O, C, size, size] to the points: [V, O / columns, C, columns] with zeros beyond O.
+        """Carry filters [O, C, size, size] to the points.
 
-        In bfloat16 [V, O / columns, C / 2, columns, 2]. With stride 2 a point's values stand behind `O / columns`.
+        For each of them [O / columns, values there, C, columns] with zeros beyond O, in bfloat16 [O / columns, values
+        there, C / 2, columns, 2]. With stride 1 there is one value at a point.
         """
         weight = weight.contiguous()
         assert weight.dtype == torch.float32

@@ -114,9 +114,6 @@ static struct place place_of(long tile, const struct convolution *c) {
     return (struct place){tile / (down * right), tile / right % down * TILE, tile % right * TILE};
 }
 
-/* Points are 0, pairs of a number and its negative, with stride 2 one more number, and infinity, so half of each table
-   is the other half with signs: what a pair shares is summed once. */
-
 /* made[i] = sum over k of table[i, k] * given[k] of stride 2: most of the table is 0. */
 INLINE void carry_strided_inputs(const float *table, const vector *given, vector *made) {
     /* The given ones that each sees, the first in the lowest bit. */
@@ -128,7 +125,8 @@ INLINE void carry_strided_inputs(const float *table, const vector *given, vector
     }
 }
 
-/* The same of stride 1: half the products are 0 or made already. */
+/* The same of stride 1. Points are 0, pairs of a number and its negative, and infinity, so half of the table is the other
+   half with signs: what a pair shares is summed once. */
 INLINE void carry_inputs(int points, const float *table, const vector *given, vector *made) {
     int last = points - 1;
     made[0] = given[0] * table[0];
@@ -145,7 +143,8 @@ INLINE void carry_inputs(int points, const float *table, const vector *given, ve
     }
 }
 
-/* made[i] = sum over k of table[i, k] * given[k], i < TILE: powers i of the points, so the same for even i and odd i. */
+/* made[i] = sum over k of table[i, k] * given[k], i < TILE: powers i of the points, so a pair's are the same but for the
+   sign of odd i. Stride 2 has one more point behind its pair. */
 INLINE void carry_outputs(int points, const float *table, const vector *given, vector *made) {
     int last = points - 1;
     vector sums[MOST_SPAN / 2], differences[MOST_SPAN / 2];
