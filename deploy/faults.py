@@ -168,18 +168,22 @@ class FaultDriver:
 
     def _step(self, one: Occurrence, now: float) -> None:
         client = one.fault.client
+        past = self._progress.is_past(client, one.round)
         if one.stage == "lasting":
             if now >= one.until:
                 self._end(one)
-        elif self._progress.is_past(client, one.round):
-            self._miss(one)
         elif one.stage == "waiting":
-            if self._progress.is_next(client, one.round) and not self._is_busy(client):
+            if past:
+                self._miss(one)
+            elif self._progress.is_next(client, one.round) and not self._is_busy(client):
                 self._arm(one)
         else:
             stats = self._hands.link(client, do="stats")
-            if stats["acts"] > one.acts:
+            # What a reset broke may have been sent again since the last poll; what is held can't have been.
+            if stats["acts"] > one.acts and (not past or one.fault.kind == "reset"):
                 self._strike(one, stats, now)
+            elif past:
+                self._miss(one)
 
     def _is_busy(self, client: int) -> bool:
         """Whether an earlier fault of the client goes on."""

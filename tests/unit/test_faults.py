@@ -120,6 +120,16 @@ def test_a_reset_is_the_links_own_and_happens_in_every_round_of_it(bench: Bench)
     assert bench.hands.take() == [], "continued, the run does not meet them again"
 
 
+def test_a_reset_has_happened_though_the_update_came_again_before_anybody_looked(bench: Bench) -> None:
+    driver = bench.driver(client=0, round=1, kind="reset")
+    driver.poll(0.0)
+    bench.hands.stats["acts"] += 1
+    bench.say("received", client=0, round=1)
+    bench.say("round_closed", round=1)
+    driver.poll(1.0)
+    assert bench.recorded() == [("fault", 1)]
+
+
 def test_a_round_that_went_by_is_missed_and_the_line_is_free_again(bench: Bench) -> None:
     driver = bench.driver(client=0, round=1, kind="crash")
     driver.poll(0.0)
