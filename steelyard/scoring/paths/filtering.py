@@ -7,7 +7,7 @@ filterings, since its middle tap sees other inputs than the two beside it (winog
 points; with the best found it is about 1e-6 (3x3) and 3e-6 (5x5) of the outputs' spread, a direct convolution's 1e-7 to
 5e-7. With products in bfloat16 it is about 1e-2 (3x3), a direct convolution's in bfloat16 2e-3; 5x5 would err by 1e-1.
 
-Legend: B examples, C input and O output channels, V values of a tile: pairs of a row's and a column's.
+Legend: B examples, C input and O output channels.
 """
 
 from __future__ import annotations
@@ -86,8 +86,8 @@ class Filtering(nn.Module):
     def load(self, weight: torch.Tensor, bias_O: torch.Tensor | None) -> None:
         """Carry filters [O, C, size, size] to the points.
 
-        For each of them [O / columns, values there, C, columns] with zeros beyond O, in bfloat16 [O / columns, values
-        there, C / 2, columns, 2]. With stride 1 there is one value at a point.
+        For each point [O / columns, values there, C, columns] with zeros beyond O, in bfloat16 [O / columns, values
+        there, C / 2, columns, 2]. With stride 1 there is one value at a point (`minimal_filtering`).
         """
         weight = weight.contiguous()
         assert weight.dtype == torch.float32
