@@ -12,6 +12,7 @@ from steelyard.aggregation.krum import scores
 from steelyard.aggregation.rows import squared_distances
 from steelyard.parsing import NonNegative
 from steelyard.scoring.coalitions import Floats
+from steelyard.scoring.ordering import median
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +47,7 @@ class Bulyan(Stateless):
         counts_n = np.zeros(n)
         for place, block_nb in group.rows.blocks():
             chosen_nb = block_nb[picked]
-            order_nb = np.argsort(np.abs(chosen_nb - np.median(chosen_nb, axis=0)), axis=0, kind="stable")
+            order_nb = np.argsort(np.abs(chosen_nb - median(chosen_nb)), axis=0, kind="stable")
             kept_nb = order_nb[: n - 4 * f]
             step_P[place] = np.mean(np.take_along_axis(chosen_nb, kept_nb, axis=0), axis=0)
             counts_n[picked] += np.bincount(kept_nb.ravel(), minlength=len(picked))

@@ -13,6 +13,7 @@ from steelyard.aggregation.base import Group, State, Stateless, Verdict, check_l
 from steelyard.aggregation.rows import Rows, Vector
 from steelyard.parsing import NonNegative
 from steelyard.scoring.coalitions import Floats
+from steelyard.scoring.ordering import ordered
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,9 +74,9 @@ def trimmed(rows: Rows, f: int) -> tuple[Vector, Floats, Floats]:
     step_P = np.empty(rows.size, np.float32)
     weights_n, squares_n = np.zeros(n), np.zeros(n)
     for place, block_nb in rows.blocks():
-        sorted_nb = np.sort(block_nb, axis=0)
-        kept_b = np.mean(sorted_nb[f : n - f], axis=0)
-        within_nb = (block_nb >= sorted_nb[f]) & (block_nb <= sorted_nb[n - f - 1])
+        kept_rb = ordered(block_nb, f, n - f)
+        kept_b = np.mean(kept_rb, axis=0)
+        within_nb = (block_nb >= kept_rb[0]) & (block_nb <= kept_rb[-1])
         weights_n += np.sum(within_nb / np.sum(within_nb, axis=0), axis=1)
         squares_n += np.sum((block_nb - kept_b) ** 2, axis=1)
         step_P[place] = kept_b

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from steelyard.aggregation.base import Verdict
+from steelyard.scoring.ordering import median
 
 Floats = NDArray[np.float64]
 
@@ -32,11 +33,12 @@ def norms_and_cosines(updates_ND: Sequence[Any]) -> tuple[NDArray[np.float64], N
     n, d = len(updates_ND), len(updates_ND[0])
     squares, products, median_square = np.zeros(n), np.zeros(n), 0.0
     for at in range(0, d, BLOCK):
-        block = np.array([np.asarray(row[at : at + BLOCK]) for row in updates_ND], dtype=np.float64)
-        median = np.mean(np.sort(block, axis=0)[(n - 1) // 2 : n // 2 + 1], axis=0)  # np.median's bits, sooner
-        squares += np.sum(block * block, axis=1)
-        products += np.sum(block * median, axis=1)
-        median_square += float(np.sum(median * median))
+        block = np.array([np.asarray(row[at : at + BLOCK]) for row in updates_ND])
+        middle = median(block)
+        for k, row in enumerate(block.astype(np.float64, copy=False)):
+            squares[k] += np.sum(row * row)
+            products[k] += np.sum(row * middle)
+        median_square += float(np.sum(middle * middle))
     norms = np.sqrt(squares)
     lengths = norms * np.sqrt(median_square)
     cosines = np.divide(products, lengths, out=np.zeros(n), where=lengths > 0)
