@@ -103,6 +103,7 @@ class Settlement:
         seconds = round(time.monotonic() - started, 3)
         self._ledger.settle(scores, {**metrics, "seconds": seconds})
         self._scorer.forget(closed.round - 1)
+        self._recordings.uncache(closed.round - 1)
         self._ledger.event("scored", round=closed.round, accuracy=accuracy, loss=loss, seconds=seconds)
 
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import csv
+import ctypes
 import json
+import mmap
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -66,6 +69,33 @@ def test_every_fault_is_refused_by_name_and_the_round_goes_on(make_federation: M
     named = [event["refusal"] for event in federation.events("refused")]
     for refusal in ("TOO_LARGE", "TRUNCATED", "BAD_DIGEST", "NOT_FINITE", "WRONG_ROUND", "BAD_LAYOUT", "EQUIVOCATION"):
         assert refusal in named
+
+
+def cached(path: Path) -> float:
+    """The part of a file that the system's cache holds."""
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY) as mapped:
+        pages = (ctypes.c_ubyte * -(-len(mapped) // mmap.PAGESIZE))()
+        start = ctypes.c_char.from_buffer(mapped)
+        failed = ctypes.CDLL(None).mincore(ctypes.byref(start), ctypes.c_size_t(len(mapped)), pages)
+        del start  # the mapping is closed behind it
+        assert failed == 0
+        return sum(page & 1 for page in pages) / len(pages)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_settled_rounds_leave_the_file_cache(make_federation: MakeFederation, workers: int, tmp_path: Path) -> None:
+    if subprocess.check_output(["stat", "-f", "-c", "%T", tmp_path], text=True).strip() == "tmpfs":
+        pytest.skip("files of a tmpfs are never anywhere but in memory")
+    federation = make_federation(rounds=3, scoring={"workers": workers})
+    clients, update = open_round(federation)
+    for number in (1, 2, 3):
+        for client in clients:
+            client.wait_for(lambda s, number=number: s.phase == pb.OPEN and s.round == number)
+            assert client.submit(number, update).refusal == ""
+        federation.await_event("scored", round=number)
+    recordings = Recordings(federation.run)
+    held = {number: {cached(path) for path in recordings.place(number).glob("*.safetensors")} for number in (1, 2, 3)}
+    assert held == {1: {0.0}, 2: {0.0}, 3: {1.0}}
 
 
 def test_the_same_update_again_gets_the_same_receipt(make_federation: MakeFederation) -> None:
