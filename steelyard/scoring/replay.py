@@ -6,7 +6,9 @@ same processor type.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +98,8 @@ class RoundScorer:
             self._recordings.global_file(closed.round),
             *(self._recordings.update_file(closed.round, client) for client in clients),
         )
-        global_D, *updates = (_vector(file) for file in files)
+        with ThreadPoolExecutor(os.cpu_count()) as readers:  # hashing lets other threads run; clients are idle by now
+            global_D, *updates = readers.map(_vector, files)
         recorded = RecordedRound(
             clients=clients,
             global_D=global_D,
