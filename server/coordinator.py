@@ -1,7 +1,7 @@
 """The run's conductor: feeds the round machine with what happens on the wire and carries out what it decides.
 
-Owns the lock, the clock and the uploads in flight. Requests arrive on the service's threads; `run` is the main thread,
-which ticks the machine and settles closed rounds outside the lock, so that scoring never blocks a heartbeat.
+Owns the clock, and the lock, which uploads.py shares. Requests arrive on the service's threads; `run` is the main
+thread, which ticks the machine and settles closed rounds outside the lock, so that scoring never blocks a heartbeat.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import asdict, dataclass
 
-from server.acceptance import FAULTS, fault_of
 from server.ledger import Ledger
 from server.round_events import (
     Abort,
@@ -27,16 +26,14 @@ from server.round_events import (
     Left,
     OpenRound,
     Phase,
-    Received,
-    Refused,
     Settled,
     Tick,
 )
 from server.rounds import RoundMachine
 from server.sessions import Session, Sessions
-from server.uploads import Receipt, Upload, layout_difference
+from server.uploads import Receipt, Uploads
 from steelyard.bundle import BundleFile, Manifest, TensorSpec
-from steelyard.errors import RefusedError, RunFailedError, SteelyardError, WaitTimeoutError
+from steelyard.errors import RefusedError, RunFailedError, SteelyardError
 from steelyard.recording import ClosedRound, Recordings
 from steelyard.transport.base import TensorPlane, Transfer
 
@@ -81,22 +78,25 @@ class Coordinator:
         self._sessions = sessions
         self._recordings = recordings
         self._ledger = ledger
-        self._specs = specs
         self._settle = settle
         self._plane: TensorPlane | None = None
         self._changed = threading.Condition(threading.RLock())
-        self._uploads: dict[int, Upload] = {}
-        # By client, one each; kept over the round, for who asks late what became of it.
-        self._latest: dict[int, Upload] = {}
+        self._uploads = Uploads(
+            changed=self._changed,
+            machine=machine,
+            recordings=recordings,
+            ledger=ledger,
+            specs=specs,
+            apply=self._apply,
+            fail=self.fail,
+        )
         self._offers: dict[int, str] = {}
-        self._accepted: dict[tuple[int, int], str] = {}
         self._global: BundleFile | None = None
         self._closing: ClosedRound | None = None
-        self._clean_up_interrupted_uploads()
 
     def attach(self, plane: TensorPlane) -> None:
         """Set the tensor plane; it needs `bytes_arrived`, so it is made after the coordinator."""
-        self._plane = plane
+        self._plane = self._uploads.plane = plane
 
     # -- the main thread -----------------------------------------------------------------------------------------
 
@@ -199,7 +199,7 @@ class Coordinator:
         """Offer the open round's global model on the tensor plane."""
         with self._changed:
             self._sessions.get(session_id, client, time.monotonic())
-            self._check_open(client, number)
+            self._machine.check_open(client, number)
             assert self._global is not None
             assert self._plane is not None
             if client in self._offers:  # a client that reads slowly, many times, would hold as many threads
@@ -222,52 +222,25 @@ class Coordinator:
         """
         with self._changed:
             self._sessions.get(session_id, client, time.monotonic())
-            end = time.monotonic() + timeout_s
-            while (held := self._uploads.get(client)) is not None and held.claimed:
-                if not self._changed.wait(end - time.monotonic()):  # it crosses a commit of its own, which ends first
-                    raise WaitTimeoutError(f"client {client}'s update was not durable within {timeout_s:g} s")
-            accepted = self._accepted_digest(number, client)
-            if accepted == manifest.sha256:
-                return Receipt(round=number, sha256=accepted)
-            if accepted is not None:
-                detail = (
-                    f"client {client}, round {number}: update {accepted[:12]} is accepted, {manifest.sha256[:12]} came"
-                )
-                raise RefusedError("EQUIVOCATION", detail)
-            self._check_open(client, number)
-            if manifest.tensors != self._specs:
-                raise RefusedError("BAD_LAYOUT", layout_difference(self._specs, manifest.tensors))
-            return self._expect(client, number, manifest)
+            receipt = self._uploads.accepted(client, number, manifest.sha256, timeout_s)
+            if receipt is not None:
+                return receipt
+            self._machine.check_open(client, number)
+            assert self._global is not None
+            return self._uploads.expect(client, number, manifest, self._global)
 
     def receipt(self, client: int, session_id: str, transfer_id: str, timeout_s: float) -> Receipt:
-        """Wait for what becomes of an announced update.
-
-        Raises:
-            RefusedError: BAD_TRANSFER, this client announced no such update, or another one after it, or it waits
-                for this receipt already (a wait holds a thread).
-            WaitTimeoutError: nothing became of it in time, e.g. because it was never sent.
-        """
+        """Wait for what becomes of an announced update; see `Uploads.awaited` and `Upload.receipt` for the errors."""
         with self._changed:
             self._sessions.get(session_id, client, time.monotonic())
-            upload = self._latest.get(client)
-            if upload is None or upload.transfer.id != transfer_id:
-                raise RefusedError("BAD_TRANSFER", f"client {client} announced no update by that transfer")
-            if upload.awaited and not upload.outcome.done():
-                raise RefusedError("BAD_TRANSFER", f"client {client} waits for the receipt of that transfer already")
-            upload.awaited = True
-        try:
-            return upload.outcome.result(timeout_s)
-        except TimeoutError:  # builtin, and so an OSError: left as it is, it would be taken for our disk's
-            raise WaitTimeoutError(f"client {client}'s update: no receipt within {timeout_s:g} s") from None
-        finally:
-            upload.awaited = False
+            upload = self._uploads.awaited(client, transfer_id)
+        return upload.receipt(timeout_s)
 
     def bytes_arrived(self, client: int, count: int) -> None:
         """The tensor plane's hook: bytes of an upload renew the lease."""
         with self._changed:
             self._sessions.renew(client, time.monotonic())
-            if client in self._uploads:
-                self._uploads[client].arrived += count
+            self._uploads.bytes_arrived(client, count)
 
     def refused(self, client: int | None, request: str, error: RefusedError) -> None:
         """Log a refusal."""
@@ -309,101 +282,12 @@ class Coordinator:
         )
 
     def _close(self, action: CloseRound) -> None:
-        for upload in list(self._uploads.values()):
-            if not upload.claimed:
-                self._cancel(upload)
+        self._uploads.cancel()
         closed = ClosedRound(**asdict(action))
         self._recordings.close(closed)
         self._closing = closed
         self._ledger.tell_held(action.round)
         self._ledger.event("round_closed", **asdict(action))
-
-    # -- uploads -------------------------------------------------------------------------------------------------
-
-    def _expect(self, client: int, number: int, manifest: Manifest) -> Transfer:
-        assert self._plane is not None
-        assert self._global is not None
-        if client in self._uploads:
-            self._cancel(self._uploads[client])
-        transfer = Transfer(id=secrets.token_hex(16), peer=client, manifest=manifest)
-        part = self._recordings.update_file(number, client).with_suffix(f".{transfer.id}.part")
-        file = BundleFile.create(part, manifest)
-        upload = Upload(client, number, transfer, file, time.monotonic())
-        self._uploads[client] = self._latest[client] = upload
-        arrived = self._plane.receive(transfer, file.data, file.put)
-        arrived.add_done_callback(functools.partial(self._arrived, upload, self._global))
-        return transfer
-
-    def _cancel(self, upload: Upload) -> None:
-        assert self._plane is not None
-        self._plane.cancel(upload.transfer.id)
-
-    def _arrived(self, upload: Upload, base: BundleFile, arrived: Future[None]) -> None:
-        """Make an update to `base` durable once it arrived, then tell the machine; the receipt comes after both."""
-        seconds = time.monotonic() - upload.started
-        number, client, sha256 = upload.round, upload.client, upload.transfer.manifest.sha256
-        receipt, committed = Receipt(round=number, sha256=sha256), False
-        try:
-            arrived.result()
-            self._claim(upload, base)
-            upload.file.commit(self._recordings.update_file(number, client))
-            committed = True
-            self._count(upload, seconds)
-        except Exception as error:  # noqa: BLE001 - whatever went wrong must reach the client that waits for a receipt
-            refusal = error if isinstance(error, RefusedError) else RefusedError("LATE", f"the upload failed: {error}")
-            if not committed or isinstance(error, RefusedError):  # else the round may be closed with it, on disk
-                upload.file.path.unlink(missing_ok=True)
-            self.refused(client, "Submit", refusal)
-            fault = {"refusal": refusal.refusal, "seconds": round(seconds, 6)}
-            self._ledger.counted("upload_failed", client, round=number, bytes=upload.arrived, **fault)
-            if not isinstance(error, SteelyardError):
-                self.fail(f"taking client {client}'s update of round {number} failed: {error!r}")
-            receipt = Receipt(round=number, sha256=sha256, refusal=refusal.refusal, detail=refusal.detail)
-        finally:
-            with self._changed:
-                if self._uploads.get(client) is upload:
-                    del self._uploads[client]
-                self._changed.notify_all()
-            upload.file.close()
-        try:
-            if receipt.refusal in FAULTS:
-                self._wait_no_more(client, number)
-        except Exception as error:  # noqa: BLE001 - our disk's: the round could not be closed, and nobody else would say so
-            self.fail(f"closing round {number} failed: {error!r}")
-        finally:
-            upload.outcome.set_result(receipt)
-
-    def _wait_no_more(self, client: int, number: int) -> None:
-        """Have the round close without a client whose update was refused, unless it sends another one already."""
-        with self._changed:
-            machine = self._machine
-            here = machine.phase is Phase.OPEN and machine.round == number and client in machine.participants
-            if here and client not in self._uploads:
-                self._apply(Refused(client))
-
-    def _claim(self, upload: Upload, base: BundleFile) -> None:
-        fault = fault_of(upload.client, self._specs, base.flat(), upload.file.flat())
-        if fault is not None:
-            raise fault
-        with self._changed:
-            if self._uploads.get(upload.client) is not upload:
-                raise RefusedError("LATE", f"client {upload.client} announced its update anew; this copy is dropped")
-            self._check_open(upload.client, upload.round)
-            upload.claimed = True
-
-    def _count(self, upload: Upload, seconds: float) -> None:
-        with self._changed:
-            self._check_open(upload.client, upload.round)
-            self._ledger.event(
-                "received",
-                round=upload.round,
-                client=upload.client,
-                bytes=upload.transfer.manifest.nbytes,
-                sha256=upload.transfer.manifest.sha256,
-                seconds=round(seconds, 6),
-            )
-            self._accepted[upload.round, upload.client] = upload.transfer.manifest.sha256
-            self._apply(Received(upload.client))
 
     def _sent(self, client: int, number: int, transfer: Transfer, started: float, sent: Future[None]) -> None:
         seconds = round(time.monotonic() - started, 6)
@@ -414,23 +298,6 @@ class Coordinator:
             self._ledger.counted("fetch_failed", client, round=number, detail=str(error), seconds=seconds)
         else:
             self.fail(f"sending the global model of round {number} to client {client} failed: {error!r}")
-
-    def _accepted_digest(self, number: int, client: int) -> str | None:
-        """The digest of the update that is accepted for a round, from this life of the server or an earlier one."""
-        if (number, client) not in self._accepted and 1 <= number <= self._machine.round:
-            path = self._recordings.updates(number).get(client)
-            if path is not None:
-                self._accepted[number, client] = BundleFile.open(path).manifest.sha256
-        return self._accepted.get((number, client))
-
-    def _check_open(self, client: int, number: int) -> None:
-        machine = self._machine
-        if number != machine.round or machine.phase not in (Phase.OPEN, Phase.CLOSED):
-            raise RefusedError("WRONG_ROUND", f"round {machine.round} ({machine.phase.name}) is current, {number} came")
-        if machine.phase is Phase.CLOSED:
-            raise RefusedError("LATE", f"round {number} is closed: {machine.reason}")
-        if client not in machine.participants:
-            raise RefusedError("NOT_PARTICIPATING", f"round {number} opened without client {client}; wait for the next")
 
     def _changes(self, session: Session, is_active: Callable[[], bool]) -> Iterator[tuple[State, float]]:
         last: State | None = None
@@ -463,8 +330,3 @@ class Coordinator:
     def _seconds_left(self) -> float:
         deadline = self._machine.deadline
         return 0.0 if deadline is None else max(deadline - time.monotonic(), 0.0)
-
-    def _clean_up_interrupted_uploads(self) -> None:
-        """Drop what a killed server left half received; only whole, durable updates have the final name."""
-        for part in self._recordings.folder.glob("round-*/*.part"):
-            part.unlink()

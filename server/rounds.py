@@ -36,7 +36,7 @@ from server.round_events import (
     Settled,
     Tick,
 )
-from steelyard.errors import IllegalEventError, UserError
+from steelyard.errors import IllegalEventError, RefusedError, UserError
 from steelyard.participation import Stay, check_rounds, expected
 
 ALWAYS: dict[type[Event], str] = {Joined: "_joined", Left: "_left", Expired: "_expired", Tick: "_ticked"}
@@ -162,6 +162,20 @@ class RoundMachine:
     def next_timer(self) -> float | None:
         """When the next `Tick` matters: the end of a wait or the round's deadline; None while no time is running."""
         return self._timer if math.isfinite(self._timer) else None
+
+    def check_open(self, client: int, number: int) -> None:
+        """Check that a round is open and that a client takes part in it.
+
+        Raises:
+            RefusedError: WRONG_ROUND, another one is current; LATE, it closed; NOT_PARTICIPATING, it opened without
+                the client.
+        """
+        if number != self._round or self._phase not in (Phase.OPEN, Phase.CLOSED):
+            raise RefusedError("WRONG_ROUND", f"round {self._round} ({self._phase.name}) is current, {number} came")
+        if self._phase is Phase.CLOSED:
+            raise RefusedError("LATE", f"round {number} is closed: {self._reason}")
+        if client not in self._participants:
+            raise RefusedError("NOT_PARTICIPATING", f"round {number} opened without client {client}; wait for the next")
 
     def apply(self, event: Event, now: float) -> tuple[Action, ...]:
         """Take note of an event and decide what follows.

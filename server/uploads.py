@@ -1,12 +1,27 @@
-"""An update on its way, from its announcement to its receipt, as records. The coordinator moves them along."""
+"""Updates on their way: announced, received, checked, made durable, told to the round machine, receipted.
+
+In this order: who reads in a receipt that an update was accepted has it on the server's disk and in the round. Knows no
+sessions; asks the machine whether the round is open, and leaves to the coordinator what follows from an update.
+"""
 
 from __future__ import annotations
 
+import functools
+import secrets
+import threading
+import time
+from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
-from steelyard.bundle import BundleFile, TensorSpec
-from steelyard.transport.base import Transfer
+from server.acceptance import FAULTS, fault_of
+from server.ledger import Ledger
+from server.round_events import Event, Phase, Received, Refused
+from server.rounds import RoundMachine
+from steelyard.bundle import BundleFile, Manifest, TensorSpec
+from steelyard.errors import RefusedError, SteelyardError, WaitTimeoutError
+from steelyard.recording import Recordings
+from steelyard.transport.base import TensorPlane, Transfer
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,6 +47,204 @@ class Upload:
     claimed: bool = False  # its bytes are verified and it is being made durable: it can't be superseded any more
     awaited: bool = False
     outcome: Future[Receipt] = field(default_factory=Future)
+
+    def receipt(self, timeout_s: float) -> Receipt:
+        """Wait for what becomes of it.
+
+        Raises:
+            WaitTimeoutError: nothing did in time, e.g. because it was never sent.
+        """
+        try:
+            return self.outcome.result(timeout_s)
+        except TimeoutError:  # builtin, and so an OSError: left as it is, it would be taken for our disk's
+            raise WaitTimeoutError(f"client {self.client}'s update: no receipt within {timeout_s:g} s") from None
+        finally:
+            self.awaited = False
+
+
+class Uploads:
+    """The updates that clients hand in: of each client one at most is on its way, the last that it announced.
+
+    Callers hold the coordinator's lock. The tensor plane's thread that has an update's last byte makes it durable, and
+    takes the lock only to claim it and to count it, so that a slow disk blocks no heartbeat.
+
+    Args:
+        changed: the coordinator's lock; reentrant, as an upload may end inside the call that cancels it.
+        machine: is asked which round is open; it changes by `apply` alone.
+        recordings: where updates lie; what a killed server left half received there is dropped.
+        ledger: the event log.
+        specs: names and shapes that an update must have.
+        apply: tells the machine what happened and does what it decides, which at a round's close includes `cancel`.
+        fail: ends the run because the server itself can't go on.
+    """
+
+    def __init__(
+        self,
+        *,
+        changed: threading.Condition,
+        machine: RoundMachine,
+        recordings: Recordings,
+        ledger: Ledger,
+        specs: tuple[TensorSpec, ...],
+        apply: Callable[[Event], None],
+        fail: Callable[[str], None],
+    ) -> None:
+        self.plane: TensorPlane | None = None  # there before the first update
+        self._changed = changed
+        self._machine = machine
+        self._recordings = recordings
+        self._ledger = ledger
+        self._specs = specs
+        self._apply = apply
+        self._fail = fail
+        self._in_flight: dict[int, Upload] = {}
+        # By client, one each; kept over the round, for who asks late what became of it.
+        self._latest: dict[int, Upload] = {}
+        self._accepted: dict[tuple[int, int], str] = {}
+        for part in recordings.folder.glob("round-*/*.part"):  # only whole, durable updates have the final name
+            part.unlink()
+
+    def accepted(self, client: int, number: int, sha256: str, timeout_s: float) -> Receipt | None:
+        """The receipt of an update that is accepted already, once none is being made durable; None: none is accepted.
+
+        Raises:
+            RefusedError: EQUIVOCATION, another update of the client is accepted.
+            WaitTimeoutError: an update of the same client that came before was not durable in time.
+        """
+        end = time.monotonic() + timeout_s
+        while (held := self._in_flight.get(client)) is not None and held.claimed:
+            if not self._changed.wait(end - time.monotonic()):  # it crosses a commit of its own, which ends first
+                raise WaitTimeoutError(f"client {client}'s update was not durable within {timeout_s:g} s")
+        accepted = self._accepted_digest(number, client)
+        if accepted is None:
+            return None
+        if accepted != sha256:
+            detail = f"client {client}, round {number}: update {accepted[:12]} is accepted, {sha256[:12]} came"
+            raise RefusedError("EQUIVOCATION", detail)
+        return Receipt(round=number, sha256=accepted)
+
+    def expect(self, client: int, number: int, manifest: Manifest, base: BundleFile) -> Transfer:
+        """Have the plane expect an announced update to the model `base`; it supersedes the client's one on its way.
+
+        Raises:
+            RefusedError: BAD_LAYOUT.
+        """
+        assert self.plane is not None
+        if manifest.tensors != self._specs:
+            raise RefusedError("BAD_LAYOUT", layout_difference(self._specs, manifest.tensors))
+        if client in self._in_flight:
+            self.plane.cancel(self._in_flight[client].transfer.id)
+        transfer = Transfer(id=secrets.token_hex(16), peer=client, manifest=manifest)
+        part = self._recordings.update_file(number, client).with_suffix(f".{transfer.id}.part")
+        file = BundleFile.create(part, manifest)
+        upload = Upload(client, number, transfer, file, time.monotonic())
+        self._in_flight[client] = self._latest[client] = upload
+        arrived = self.plane.receive(transfer, file.data, file.put)
+        arrived.add_done_callback(functools.partial(self._arrived, upload, base))
+        return transfer
+
+    def bytes_arrived(self, client: int, count: int) -> None:
+        """Count the bytes of a client's update on its way."""
+        if client in self._in_flight:
+            self._in_flight[client].arrived += count
+
+    def cancel(self) -> None:
+        """End every upload but those that are being made durable already: they end by themselves, and soon."""
+        assert self.plane is not None
+        for upload in list(self._in_flight.values()):
+            if not upload.claimed:
+                self.plane.cancel(upload.transfer.id)
+
+    def awaited(self, client: int, transfer_id: str) -> Upload:
+        """An announced update, for the caller to wait for its receipt without the lock.
+
+        Raises:
+            RefusedError: BAD_TRANSFER, this client announced no such update, or another one after it, or it waits
+                for this receipt already (a wait holds a thread).
+        """
+        upload = self._latest.get(client)
+        if upload is None or upload.transfer.id != transfer_id:
+            raise RefusedError("BAD_TRANSFER", f"client {client} announced no update by that transfer")
+        if upload.awaited and not upload.outcome.done():
+            raise RefusedError("BAD_TRANSFER", f"client {client} waits for the receipt of that transfer already")
+        upload.awaited = True
+        return upload
+
+    def _arrived(self, upload: Upload, base: BundleFile, arrived: Future[None]) -> None:
+        """Make an update to `base` durable once it arrived, then tell the machine; the receipt comes after both."""
+        seconds = time.monotonic() - upload.started
+        number, client, sha256 = upload.round, upload.client, upload.transfer.manifest.sha256
+        receipt, committed = Receipt(round=number, sha256=sha256), False
+        try:
+            arrived.result()
+            self._claim(upload, base)
+            upload.file.commit(self._recordings.update_file(number, client))
+            committed = True
+            self._count(upload, seconds)
+        except Exception as error:  # noqa: BLE001 - whatever went wrong must reach the client that waits for a receipt
+            refusal = error if isinstance(error, RefusedError) else RefusedError("LATE", f"the upload failed: {error}")
+            if not committed or isinstance(error, RefusedError):  # else the round may be closed with it, on disk
+                upload.file.path.unlink(missing_ok=True)
+            told = {"refusal": refusal.refusal, "detail": refusal.detail}
+            self._ledger.counted("refused", client, request="Submit", **told)
+            fault = {"refusal": refusal.refusal, "seconds": round(seconds, 6)}
+            self._ledger.counted("upload_failed", client, round=number, bytes=upload.arrived, **fault)
+            if not isinstance(error, SteelyardError):
+                self._fail(f"taking client {client}'s update of round {number} failed: {error!r}")
+            receipt = Receipt(round=number, sha256=sha256, **told)
+        finally:
+            with self._changed:
+                if self._in_flight.get(client) is upload:
+                    del self._in_flight[client]
+                self._changed.notify_all()
+            upload.file.close()
+        try:
+            if receipt.refusal in FAULTS:
+                self._wait_no_more(client, number)
+        except Exception as error:  # noqa: BLE001 - our disk's: the round could not be closed, and nobody else would say so
+            self._fail(f"closing round {number} failed: {error!r}")
+        finally:
+            upload.outcome.set_result(receipt)
+
+    def _wait_no_more(self, client: int, number: int) -> None:
+        """Have the round close without a client whose update was refused, unless it sends another one already."""
+        with self._changed:
+            machine = self._machine
+            here = machine.phase is Phase.OPEN and machine.round == number and client in machine.participants
+            if here and client not in self._in_flight:
+                self._apply(Refused(client))
+
+    def _claim(self, upload: Upload, base: BundleFile) -> None:
+        fault = fault_of(upload.client, self._specs, base.flat(), upload.file.flat())
+        if fault is not None:
+            raise fault
+        with self._changed:
+            if self._in_flight.get(upload.client) is not upload:
+                raise RefusedError("LATE", f"client {upload.client} announced its update anew; this copy is dropped")
+            self._machine.check_open(upload.client, upload.round)
+            upload.claimed = True
+
+    def _count(self, upload: Upload, seconds: float) -> None:
+        with self._changed:
+            self._machine.check_open(upload.client, upload.round)
+            self._ledger.event(
+                "received",
+                round=upload.round,
+                client=upload.client,
+                bytes=upload.transfer.manifest.nbytes,
+                sha256=upload.transfer.manifest.sha256,
+                seconds=round(seconds, 6),
+            )
+            self._accepted[upload.round, upload.client] = upload.transfer.manifest.sha256
+            self._apply(Received(upload.client))
+
+    def _accepted_digest(self, number: int, client: int) -> str | None:
+        """The digest of the update that is accepted for a round, from this life of the server or an earlier one."""
+        if (number, client) not in self._accepted and 1 <= number <= self._machine.round:
+            path = self._recordings.updates(number).get(client)
+            if path is not None:
+                self._accepted[number, client] = BundleFile.open(path).manifest.sha256
+        return self._accepted.get((number, client))
 
 
 def layout_difference(expected: tuple[TensorSpec, ...], got: tuple[TensorSpec, ...]) -> str:

@@ -292,7 +292,7 @@ def test_an_update_that_a_closed_round_counts_is_kept_when_the_log_cannot_be_wri
 def test_an_update_that_crosses_a_slow_commit_ends_with_its_time(make_bench: Callable[..., Bench]) -> None:
     bench = make_bench()
     transfer = bench.offer(0)
-    upload = bench.coordinator._uploads[0]
+    upload = bench.coordinator._uploads._in_flight[0]
     upload.claimed = True  # as while the disk takes its time
     with pytest.raises(WaitTimeoutError, match=r"client 0's update was not durable within 0\.1 s"):
         bench.coordinator.submit(0, bench.sessions[0], 1, MANIFEST, 0.1)

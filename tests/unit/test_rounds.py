@@ -21,7 +21,7 @@ from server.round_events import (
     Tick,
 )
 from server.rounds import TRANSITIONS, RoundMachine, default_quorum
-from steelyard.errors import IllegalEventError, UserError
+from steelyard.errors import IllegalEventError, RefusedError, UserError
 from steelyard.participation import Stay
 
 
@@ -52,6 +52,23 @@ def opened(**changes: Any) -> RoundMachine:
     play(rounds, *joined())
     assert rounds.phase is Phase.OPEN
     return rounds
+
+
+def test_a_round_takes_updates_of_its_participants_while_it_is_open() -> None:
+    rounds = machine()
+    play(rounds, *joined(clients=(0, 1)), (61, Tick()))  # client 2 never comes
+
+    def refusal(client: int, number: int) -> str:
+        with pytest.raises(RefusedError) as refused:
+            rounds.check_open(client, number)
+        return refused.value.refusal
+
+    rounds.check_open(0, 1)
+    assert [refusal(2, 1), refusal(0, 0), refusal(0, 2)] == ["NOT_PARTICIPATING", "WRONG_ROUND", "WRONG_ROUND"]
+    play(rounds, (62, Received(0)), (62, Received(1)))
+    assert refusal(0, 1) == "LATE"
+    play(rounds, (63, Settled()), (63, Broke("a full disk")))
+    assert refusal(0, rounds.round) == "WRONG_ROUND"
 
 
 def test_a_whole_run_in_which_nothing_goes_wrong() -> None:
