@@ -149,7 +149,8 @@ class Coordinator:
     def _expire(self) -> None:
         for client in self._sessions.expire(time.monotonic()):
             self._ledger.counted("expired", client)
-            self._apply(Expired(client))
+            if self._machine.phase not in (Phase.FINISHED, Phase.FAILED) and client in self._machine.live:
+                self._apply(Expired(client))
 
     # -- requests, on the service's threads ----------------------------------------------------------------------
 

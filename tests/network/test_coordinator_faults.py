@@ -253,6 +253,20 @@ def test_a_run_that_breaks_during_scoring_says_why(make_bench: Callable[..., Ben
         bench.coordinator.run()
 
 
+def test_a_client_that_joins_a_broken_run_and_dies_does_not_hide_why_it_broke(make_bench: Callable[..., Bench]) -> None:
+    def break_down(bench: Bench) -> None:
+        bench.coordinator.leave(0, bench.sessions[0])
+        bench.coordinator.fail("the model could not be sent")
+        bench.coordinator.join(0)
+        threading.Event().wait(0.6)  # its lease runs out
+
+    bench = make_bench(break_down, lease_s=0.4)
+    for client in (0, 1):
+        bench.submit(client)
+    with pytest.raises(RunFailedError, match="could not be sent"):
+        bench.coordinator.run()
+
+
 def test_an_update_that_the_server_cannot_keep_ends_the_run(make_bench: Callable[..., Bench]) -> None:
     bench = make_bench()
     transfer = bench.offer(0)
