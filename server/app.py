@@ -70,13 +70,13 @@ def serve(
     """
     half: ServerHalf = load_half(ServerHalf, folder / "half.json")
     tls = ServerTls.load(folder / "certificates") if half.transport.certificates else None
-    ledger = Ledger(run)
     roster = Roster(half.roster)
     recordings = Recordings(run)
-    settlement = Settlement(half, read_arrays(folder / "data.safetensors"), recordings, ledger)
-    with contextlib.closing(settlement):
-        coordinator = _coordinator(half, settlement, recordings, roster, ledger)
-        _serve(half, tls, coordinator, roster, ledger, announce, make_plane)
+    with Ledger(run) as ledger:
+        settlement = Settlement(half, read_arrays(folder / "data.safetensors"), recordings, ledger)
+        with contextlib.closing(settlement):
+            coordinator = _coordinator(half, settlement, recordings, roster, ledger)
+            _serve(half, tls, coordinator, roster, ledger, announce, make_plane)
 
 
 def _serve(
@@ -109,7 +109,6 @@ def _serve(
         raise
     finally:
         with contextlib.ExitStack() as goodbye:  # every step happens, last one first, even if one before it failed
-            goodbye.callback(ledger.close)
             goodbye.callback(workers.shutdown, wait=False, cancel_futures=True)
             goodbye.callback(lambda: server.stop(grace=1.0).wait(FAREWELL_S))
             goodbye.callback(coordinator.close)

@@ -6,6 +6,7 @@ thread, which ticks the machine and settles closed rounds outside the lock, so t
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import secrets
 import threading
@@ -268,7 +269,9 @@ class Coordinator:
             elif isinstance(action, Finish):
                 self._ledger.event("finished", reason=action.reason)
             elif isinstance(action, Abort):
-                self._ledger.event("failed", reason=action.reason)
+                # The log's disk may be what ended the run; watchers and `run` have the reason from the machine.
+                with contextlib.suppress(OSError):
+                    self._ledger.event("failed", reason=action.reason)
         self._changed.notify_all()
 
     def _open(self, action: OpenRound) -> None:

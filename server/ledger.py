@@ -6,6 +6,7 @@ so a reader always sees whole rounds, and a server that starts again drops nothi
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
@@ -14,6 +15,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -120,8 +122,20 @@ class Ledger:
 
     def close(self) -> None:
         """Close the event log, with all in it."""
-        self.tell_held()
-        self._events.close()
+        try:
+            self.tell_held()
+        finally:
+            self._events.close()
+
+    def __enter__(self) -> Ledger:
+        return self
+
+    def __exit__(
+        self, _kind: type[BaseException] | None, error: BaseException | None, _trace: TracebackType | None
+    ) -> None:
+        """Close the event log; if that fails as the disk is full, an error that came before says more and goes on."""
+        with contextlib.suppress(OSError) if error else contextlib.nullcontext():
+            self.close()
 
 
 def _rows(path: Path) -> list[Row]:

@@ -19,7 +19,7 @@ from server.ledger import Ledger
 from server.round_events import Event, Phase, Received, Refused
 from server.rounds import RoundMachine
 from steelyard.bundle import BundleFile, Manifest, TensorSpec
-from steelyard.errors import RefusedError, SteelyardError, WaitTimeoutError
+from steelyard.errors import RefusedError, RemoteFault, UserError, WaitTimeoutError
 from steelyard.recording import Recordings
 from steelyard.transport.base import TensorPlane, Transfer
 
@@ -171,47 +171,54 @@ class Uploads:
         return upload
 
     def _arrived(self, upload: Upload, base: BundleFile, arrived: Future[None]) -> None:
-        """Make an update to `base` durable once it arrived, then tell the machine; the receipt comes after both."""
-        seconds = time.monotonic() - upload.started
-        number, client, sha256 = upload.round, upload.client, upload.transfer.manifest.sha256
-        receipt, committed = Receipt(round=number, sha256=sha256), False
+        """Take an update to `base` that arrived, or refuse it; its receipt comes after all that follows, and always.
+
+        What goes wrong by no fault of its client or its line ends the run, and the update's file stays as it is: the
+        server that continues the run counts it if it is durable, and else drops it.
+        """
+        seconds, refusal = time.monotonic() - upload.started, None
+        try:
+            refusal = self._take(upload, base, arrived, seconds)
+            if refusal is not None:
+                self._refuse(upload, refusal, seconds)
+        except Exception as error:  # noqa: BLE001 - e.g. a full disk, of the recordings or of the log
+            refusal = refusal or RefusedError("LATE", f"the upload failed: {error}")
+            self._fail(f"taking client {upload.client}'s update of round {upload.round} failed: {error!r}")
+        finally:
+            with self._changed:
+                if self._in_flight.get(upload.client) is upload:
+                    del self._in_flight[upload.client]
+                self._changed.notify_all()
+            told = {} if refusal is None else {"refusal": refusal.refusal, "detail": refusal.detail}
+            upload.outcome.set_result(Receipt(round=upload.round, sha256=upload.transfer.manifest.sha256, **told))
+            upload.file.close()
+
+    def _take(self, upload: Upload, base: BundleFile, arrived: Future[None], seconds: float) -> RefusedError | None:
+        """Make an update durable and have the machine count it; returns why it is refused instead, if it is."""
         try:
             arrived.result()
             self._claim(upload, base)
-            upload.file.commit(self._recordings.update_file(number, client))
-            committed = True
+            upload.file.commit(self._recordings.update_file(upload.round, upload.client))
             self._count(upload, seconds)
-        except Exception as error:  # noqa: BLE001 - whatever went wrong must reach the client that waits for a receipt
-            refusal = error if isinstance(error, RefusedError) else RefusedError("LATE", f"the upload failed: {error}")
-            if not committed or isinstance(error, RefusedError):  # else the round may be closed with it, on disk
-                upload.file.path.unlink(missing_ok=True)
-            told = {"refusal": refusal.refusal, "detail": refusal.detail}
-            self._ledger.counted("refused", client, request="Submit", **told)
-            fault = {"refusal": refusal.refusal, "seconds": round(seconds, 6)}
-            self._ledger.counted("upload_failed", client, round=number, bytes=upload.arrived, **fault)
-            if not isinstance(error, SteelyardError):
-                self._fail(f"taking client {client}'s update of round {number} failed: {error!r}")
-            receipt = Receipt(round=number, sha256=sha256, **told)
-        finally:
-            with self._changed:
-                if self._in_flight.get(client) is upload:
-                    del self._in_flight[client]
-                self._changed.notify_all()
-            upload.file.close()
-        try:
-            if receipt.refusal in FAULTS:
-                self._wait_no_more(client, number)
-        except Exception as error:  # noqa: BLE001 - our disk's: the round could not be closed, and nobody else would say so
-            self._fail(f"closing round {number} failed: {error!r}")
-        finally:
-            upload.outcome.set_result(receipt)
+        except RefusedError as refusal:
+            return refusal
+        except (RemoteFault, WaitTimeoutError, UserError) as error:  # while it moved
+            return RefusedError("LATE", f"the upload failed: {error}")
+        return None
 
-    def _wait_no_more(self, client: int, number: int) -> None:
-        """Have the round close without a client whose update was refused, unless it sends another one already."""
+    def _refuse(self, upload: Upload, refusal: RefusedError, seconds: float) -> None:
+        """Drop an update and log why; the round no longer waits for its client if another one would be no better."""
+        number, client = upload.round, upload.client
+        upload.file.path.unlink(missing_ok=True)
+        self._ledger.counted("refused", client, request="Submit", refusal=refusal.refusal, detail=refusal.detail)
+        fault = {"refusal": refusal.refusal, "seconds": round(seconds, 6)}
+        self._ledger.counted("upload_failed", client, round=number, bytes=upload.arrived, **fault)
+        if refusal.refusal not in FAULTS:
+            return
         with self._changed:
             machine = self._machine
             here = machine.phase is Phase.OPEN and machine.round == number and client in machine.participants
-            if here and client not in self._in_flight:
+            if here and self._in_flight.get(client, upload) is upload:  # else it sends another one already
                 self._apply(Refused(client))
 
     def _claim(self, upload: Upload, base: BundleFile) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -175,9 +177,9 @@ class Bench:
         assert isinstance(transfer, Transfer)
         return transfer.id
 
-    def send(self, client: int, transfer: str) -> None:
+    def send(self, client: int, transfer: str, update: np.ndarray[Any, Any] = UPDATE) -> None:
         ours = Transfer(id=transfer, peer=SERVER, manifest=MANIFEST)
-        self.hub.client(client).send(ours, raw(UPDATE)).exception(PATIENCE_S)
+        self.hub.client(client).send(ours, raw(update)).exception(PATIENCE_S)
 
     def submit(self, client: int) -> None:
         self.send(client, self.offer(client))
@@ -275,6 +277,46 @@ def test_an_update_that_the_server_cannot_keep_ends_the_run(make_bench: Callable
     bench.send(0, transfer)
     with pytest.raises(RunFailedError, match="client 0's update of round 1"):
         bench.coordinator.run()
+
+
+@contextlib.contextmanager
+def full_disk(ledger: Ledger) -> Iterator[None]:
+    """The disk of the event log is full; what could not be written is, with the next event after that."""
+    log = ledger._events.fileno()
+    kept = os.dup(log)
+    with Path("/dev/full").open("wb") as full:
+        os.dup2(full.fileno(), log)
+    try:
+        yield
+    finally:
+        os.dup2(kept, log)
+        os.close(kept)
+
+
+def test_an_update_that_can_be_neither_kept_nor_logged_has_a_receipt_and_ends_the_run(
+    make_bench: Callable[..., Bench],
+) -> None:
+    bench = make_bench()
+    transfer = bench.offer(0)
+    (part,) = bench.recordings.round_folder(1).glob("*.part")
+    part.unlink()
+    with full_disk(bench.ledger):
+        bench.send(0, transfer)
+        assert bench.coordinator.receipt(0, bench.sessions[0], transfer, 0.0).refusal == "LATE"
+        with pytest.raises(RunFailedError, match="client 0's update of round 1 failed: FileNotFoundError"):
+            bench.coordinator.run()
+
+
+def test_a_refused_update_that_cannot_be_logged_has_its_receipt_and_ends_the_run(
+    make_bench: Callable[..., Bench],
+) -> None:
+    bench = make_bench()
+    transfer = bench.offer(0)
+    with full_disk(bench.ledger):
+        bench.send(0, transfer, UPDATE * 2)
+        assert bench.coordinator.receipt(0, bench.sessions[0], transfer, 0.0).refusal == "BAD_DIGEST"
+        with pytest.raises(RunFailedError, match=r"client 0's update of round 1 failed: OSError.*No space"):
+            bench.coordinator.run()
 
 
 def test_an_update_that_a_closed_round_counts_is_kept_when_the_log_cannot_be_written(

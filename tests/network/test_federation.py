@@ -6,6 +6,7 @@ import csv
 import ctypes
 import json
 import mmap
+import resource
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -227,6 +228,27 @@ def test_an_update_that_a_killed_server_kept_and_did_not_tell_is_told_once(make_
         (after,) = federation.events("received")
         assert {**after, "time": 0, "seconds": 0} == {**before, "time": 0, "seconds": 0}
     assert federation.events("round_closed") == []
+
+
+def test_a_server_whose_log_is_full_says_so_and_goes_on_once_there_is_room(make_federation: MakeFederation) -> None:
+    federation = make_federation()
+    federation.kill()
+    with (federation.run / "events.jsonl").open("a", encoding="utf-8") as log:
+        log.writelines(json.dumps({"event": "padding", "text": "-" * 1000}) + "\n" for _ in range(200))
+    federation.start()
+    (a, b, _), update = open_round(federation)
+    size = (federation.run / "events.jsonl").stat().st_size
+    assert update.nbytes * 2 < size, "the log alone is to reach the limit"
+    assert federation.server is not None
+    resource.prlimit(federation.server.pid, resource.RLIMIT_FSIZE, (size, size))
+    assert a.submit(1, update).refusal == "LATE"
+    reason = "taking client 0's update of round 1 failed: OSError(27, 'File too large')"
+    assert b.wait_for(lambda state: state.phase == pb.FAILED).reason == reason
+    assert federation.wait() == 1
+    assert federation.log.read_text(encoding="utf-8").splitlines()[-1] == f"steelyard: {reason}"
+    federation.start()
+    (received,) = federation.events("received")
+    assert (received["client"], received["sha256"]) == (0, digest(raw(update)))
 
 
 def test_a_round_that_a_killed_server_closed_and_did_not_tell_is_told_and_settled(
