@@ -100,7 +100,6 @@ class Uploads:
         self._in_flight: dict[int, Upload] = {}
         # By client, one each; kept over the round, for who asks late what became of it.
         self._latest: dict[int, Upload] = {}
-        self._accepted: dict[tuple[int, int], str] = {}
         for part in recordings.folder.glob("round-*/*.part"):  # only whole, durable updates have the final name
             part.unlink()
 
@@ -242,16 +241,22 @@ class Uploads:
                 sha256=upload.transfer.manifest.sha256,
                 seconds=round(seconds, 6),
             )
-            self._accepted[upload.round, upload.client] = upload.transfer.manifest.sha256
             self._apply(Received(upload.client))
 
     def _accepted_digest(self, number: int, client: int) -> str | None:
-        """The digest of the update that is accepted for a round, from this life of the server or an earlier one."""
-        if (number, client) not in self._accepted and 1 <= number <= self._machine.round:
-            path = self._recordings.updates(number).get(client)
-            if path is not None:
-                self._accepted[number, client] = BundleFile.open(path).manifest.sha256
-        return self._accepted.get((number, client))
+        """The digest of the client's update that a round counts, in this life of the server or an earlier one.
+
+        A file alone does not say that it counts: it may have come too late, of a server that was killed before it
+        dropped it, or its event could not be logged.
+        """
+        machine, closed = self._machine, self._recordings.closed(number)
+        if closed is not None:
+            counts = client in closed.received
+        else:  # before its first round, a restarted machine has received updates of the one that follows
+            counts = 1 <= number == machine.round and client in machine.received
+        if not counts:
+            return None
+        return BundleFile.open(self._recordings.update_file(number, client)).manifest.sha256
 
 
 def layout_difference(expected: tuple[TensorSpec, ...], got: tuple[TensorSpec, ...]) -> str:

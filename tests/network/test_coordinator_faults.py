@@ -20,8 +20,9 @@ from server.coordinator import Coordinator
 from server.ledger import Ledger
 from server.rounds import RoundMachine
 from server.sessions import Sessions
+from server.uploads import Receipt
 from steelyard.bundle import Manifest, TensorSpec, digest, raw, write
-from steelyard.errors import RunFailedError, WaitTimeoutError
+from steelyard.errors import RefusedError, RunFailedError, WaitTimeoutError
 from steelyard.recording import ClosedRound, Recordings, read_events
 from steelyard.report.traffic import traffic
 from steelyard.transport.base import SERVER, Transfer
@@ -317,6 +318,31 @@ def test_a_refused_update_that_cannot_be_logged_has_its_receipt_and_ends_the_run
         assert bench.coordinator.receipt(0, bench.sessions[0], transfer, 0.0).refusal == "BAD_DIGEST"
         with pytest.raises(RunFailedError, match=r"client 0's update of round 1 failed: OSError.*No space"):
             bench.coordinator.run()
+
+
+def test_an_update_that_is_durable_and_could_not_be_logged_is_not_told_as_accepted(
+    make_bench: Callable[..., Bench],
+) -> None:
+    bench = make_bench()
+    transfer = bench.offer(0)
+    with full_disk(bench.ledger):
+        bench.send(0, transfer)
+    assert bench.coordinator.receipt(0, bench.sessions[0], transfer, 0.0).refusal == "LATE"
+    with pytest.raises(RefusedError, match=r"WRONG_ROUND: round 1 \(FAILED\)"):
+        bench.offer(0)
+    assert list(bench.recordings.updates(1)) == [0], "the server that continues the run counts it"
+
+
+def test_a_late_update_that_a_killed_server_left_is_not_told_as_accepted(make_bench: Callable[..., Bench]) -> None:
+    bench = make_bench()
+    bench.submit(1)
+    bench.coordinator.leave(0, bench.sessions[0])  # the round closes without it
+    write(bench.recordings.update_file(1, 0), SPECS, raw(UPDATE))  # durable too late, and not yet dropped
+    bench.sessions[0] = bench.coordinator.join(0).id
+    with pytest.raises(RefusedError, match="LATE: round 1 is closed"):
+        bench.offer(0)
+    accepted = bench.coordinator.submit(1, bench.sessions[1], 1, MANIFEST, PATIENCE_S)
+    assert accepted == Receipt(round=1, sha256=MANIFEST.sha256)
 
 
 def test_an_update_that_a_closed_round_counts_is_kept_when_the_log_cannot_be_written(
