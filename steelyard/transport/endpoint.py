@@ -12,6 +12,7 @@ import grpc
 
 from steelyard.certificates import ClientTls, ServerTls
 from steelyard.errors import UserError
+from steelyard.transport.settings import LONGEST_CALL_S
 
 MESSAGE_BYTES = 8 * 2**20
 WINDOW_BYTES = 4 * 2**20  # that a peer may send ahead of its reader, by stream
@@ -23,6 +24,10 @@ _KEEPALIVE: Options = (
     ("grpc.keepalive_timeout_ms", 10_000),
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.max_pings_without_data", 0),
+    # The answer to a ping waits behind all that is on its way already: minutes on a slow line, under which gRPC's own
+    # limit of one minute would break the connection, bytes arriving or not. A host that is gone is noticed anyway, by
+    # the kernel within the keepalive's timeout; a frozen process by leases and the deadlines that all calls have.
+    ("grpc.http2.ping_timeout_ms", round(1000 * LONGEST_CALL_S)),
 )
 
 

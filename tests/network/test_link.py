@@ -371,7 +371,7 @@ def test_a_mistake_in_link_json_is_one_line(tmp_path: Path, key: str, value: Any
     assert done.stderr.count("\n") == 1
 
 
-def push(links: Links, nbytes: int, rate_mbit: float) -> float:
+def push(links: Links, nbytes: int, rate_mbit: float, timeout_s: float = 100.0) -> float:
     """The share of the rate that one bundle gets through the real tensor plane."""
     workers = ThreadPoolExecutor(8)
     server = grpc.server(workers, options=server_options())
@@ -383,11 +383,11 @@ def push(links: Links, nbytes: int, rate_mbit: float) -> float:
     vector = np.random.default_rng(1).standard_normal(nbytes // 4, np.float32)
     manifest = Manifest((TensorSpec("x", "F32", vector.shape),), digest(raw(vector)))
     with dial(address, None) as channel:
-        client = GrpcClientPlane(channel, timeout_s=100.0)
+        client = GrpcClientPlane(channel, timeout_s=timeout_s)
         into = np.empty_like(vector)
         arrived = plane.receive(Transfer(id="a", peer=0, manifest=manifest), raw(into))
         started = time.monotonic()
-        client.send(Transfer(id="a", peer=SERVER, manifest=manifest), raw(vector)).result(100.0)
+        client.send(Transfer(id="a", peer=SERVER, manifest=manifest), raw(vector)).result(timeout_s)
         seconds = time.monotonic() - started
         arrived.result(PATIENCE_S)
         client.close()
