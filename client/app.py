@@ -21,7 +21,7 @@ import torch
 
 from client.attacks import check as check_attack
 from client.attacks import make_attack
-from client.attacks.base import Ally, Attack, Resources
+from client.attacks.base import Ally, Attack, Resources, Result
 from client.session import DisconnectedError, Session, connect
 from steelyard.bundle import read_arrays
 from steelyard.certificates import ClientTls
@@ -121,12 +121,21 @@ class Client:
         global_D = torch.from_numpy(session.fetch(number)).to(self.half.device)
         with self._turn(number):
             started = time.monotonic()
-            result = self._attack.update(number, global_D)
+            result = self._update(number, global_D)
             seconds = time.monotonic() - started
             _linger(sum(slow.seconds(number, seconds) for slow in self.half.slowdowns))
             session.submit(number, result.update_D.cpu().numpy())
         note = {"round": number, "seconds": round(seconds, 3), **result.notes}
         log.info("submitted %s", json.dumps(note))
+
+    def _update(self, number: int, global_D: torch.Tensor) -> Result:
+        """The attack's update of a round; what is wrong with its own files ends this client, unlike a refusal."""
+        try:
+            return self._attack.update(number, global_D)
+        except RefusedError as fault:
+            raise RunFailedError(
+                f"round {number}: the attack can't read what it kept, run the experiment anew: {fault}"
+            ) from fault
 
 
 def _linger(seconds: float) -> None:

@@ -64,7 +64,7 @@ class Session:
         self._plane = make_plane(channel)
         self._changed = threading.Condition()
         self._state: pb.RoundState | None = None
-        self._fault: SteelyardError | None = None
+        self._fault: Exception | None = None
         self._closing = threading.Event()
         self._threads: list[threading.Thread] = []
 
@@ -124,6 +124,7 @@ class Session:
 
         Raises:
             DisconnectedError: the connection or the session is lost.
+            RunFailedError: this process can't follow the run, e.g. since it may start no more threads.
         """
         with self._changed:
             while True:
@@ -208,9 +209,11 @@ class Session:
         try:
             with _mapped_errors():
                 work()
-        except SteelyardError as error:
+        except Exception as error:  # noqa: BLE001 - e.g. no thread to be had: whoever waits would wait for good
+            ours = isinstance(error, SteelyardError)
+            fault = error if ours else RunFailedError(f"following the server failed: {type(error).__name__}: {error}")
             with self._changed:
-                self._fault = self._fault or error
+                self._fault = self._fault or fault
                 self._changed.notify_all()
 
 
