@@ -124,7 +124,8 @@ class CollectiveServerPlane(federation_pb2_grpc.PairsServicer):
         """Read from the caller's own box."""
         with _refusing(context):
             end = self._end(self._authenticate(context), request.epoch)
-            value = end.box.serve(request.key, max(min(request.wait_s, self._transport.timeout_s), 0.0))
+            wait_s = min(request.wait_s, self._transport.timeout_s)
+            value = end.box.serve(request.key, wait_s if wait_s > 0 else 0.0)  # NaN is not: its wait would never end
             return pb.GetReply(found=value is not None, value=value or b"")
 
     def Move(self, request: pb.MoveRequest, context: grpc.ServicerContext) -> Iterator[pb.MoveReply]:  # noqa: N802

@@ -243,6 +243,14 @@ def test_so_is_their_number_and_the_waits(world: World) -> None:
     assert set(names) <= {"BAD_TRANSFER", "STALE_PAIR"}
 
 
+def test_a_wait_of_no_number_is_none(world: World) -> None:
+    """A wait until now + NaN never ends, and holds a thread and a processor core, whatever its caller's deadline."""
+    hand = world.hand(0)
+    hand.call("Pair", pb.PairRequest(backend="gloo"))
+    request = pb.GetRequest(epoch=1, key="never", wait_s=float("nan"))
+    assert not hand.stub.Get(request, metadata=hand.metadata, timeout=5.0).found
+
+
 class Late(CollectiveServerPlane):
     """A plane whose builds begin when they are let: as slow as a peer can make them, and more."""
 
