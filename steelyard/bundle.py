@@ -64,8 +64,7 @@ class Manifest:
 
     def check(self) -> None:
         """Raise `BadBundleError` unless the manifest is well-formed; allocates nothing."""
-        if len(self.tensors) > MAX_TENSORS:
-            raise BadBundleError("BAD_LAYOUT", f"at most {MAX_TENSORS} tensors expected, got {len(self.tensors)}")
+        check_number(len(self.tensors))
         if len({spec.name for spec in self.tensors}) != len(self.tensors):
             raise BadBundleError("BAD_LAYOUT", "tensor names are expected to differ, got one twice")
         for spec in self.tensors:
@@ -83,6 +82,12 @@ class Manifest:
                 raise BadBundleError("BAD_LAYOUT", f"shape of {spec.name!r}: at most {MAX_BYTES} bytes expected")
         if len(self.sha256) != 64 or set(self.sha256) - set("0123456789abcdef"):
             raise BadBundleError("BAD_DIGEST", f"64 lower-case hex digits expected, got {self.sha256[:80]!r}")
+
+
+def check_number(tensors: int) -> None:
+    """Raise `BadBundleError` if a bundle may not have so many tensors."""
+    if tensors > MAX_TENSORS:
+        raise BadBundleError("BAD_LAYOUT", f"at most {MAX_TENSORS} tensors expected, got {tensors}")
 
 
 def digest(data: memoryview | bytes) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from protos import federation_pb2 as pb
-from steelyard.bundle import Manifest, TensorSpec
+from steelyard.bundle import Manifest, TensorSpec, check_number
 from steelyard.errors import BadBundleError, RefusedError
 
 __all__ = [
@@ -48,6 +48,7 @@ def manifest_from_wire(message: pb.Manifest) -> Manifest:
     Raises:
         BadBundleError: it is malformed, or the announced byte count is not the shapes'.
     """
+    check_number(len(message.tensors))  # of 8 MiB there can be four million: a record of each would cost seconds
     specs = tuple(TensorSpec(tensor.name, tensor.dtype, tuple(tensor.shape)) for tensor in message.tensors)
     manifest = Manifest(specs, message.sha256)
     manifest.check()

@@ -1,5 +1,7 @@
 """Manifests and refusals across the wire."""
 
+import tracemalloc
+
 import pytest
 
 from steelyard.bundle import Manifest, TensorSpec
@@ -53,6 +55,16 @@ def test_a_malformed_manifest_is_refused_by_name(bad: Manifest, refusal: str) ->
     with pytest.raises(BadBundleError) as caught:
         manifest_from_wire(pb.Manifest(tensors=tensors, sha256=bad.sha256))
     assert caught.value.refusal == refusal
+
+
+def test_a_manifest_of_too_many_tensors_is_refused_before_a_record_is_made_of_each() -> None:
+    message = pb.Manifest.FromString(b"\x0a\x00" * 1_000_000)
+    tracemalloc.start()
+    with pytest.raises(BadBundleError, match="at most 100000 tensors expected, got 1000000"):
+        manifest_from_wire(message)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2**20
 
 
 def test_refusals_have_the_same_names_on_both_sides() -> None:
