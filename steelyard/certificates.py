@@ -11,13 +11,14 @@ import datetime as dt
 import ipaddress
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 import grpc
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
@@ -28,6 +29,7 @@ VALID = dt.timedelta(days=365)
 CLOCK_SKEW = dt.timedelta(hours=1)
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 CLIENT_URI = re.compile(r"steelyard://client/(0|[1-9][0-9]{0,8})")
+T = TypeVar("T")
 Authority: TypeAlias = tuple[x509.Certificate, ec.EllipticCurvePrivateKey]
 
 
@@ -41,7 +43,7 @@ class ServerTls:
 
     @classmethod
     def load(cls, folder: Path) -> ServerTls:
-        """Read a role folder (`server`); `UserError` when a file is missing."""
+        """Read a role folder (`server`); `UserError` when a file is missing or damaged."""
         authority, certificate, key = _read_role(folder)
         return cls(authority=authority, certificate=certificate, key=key)
 
@@ -62,7 +64,7 @@ class ClientTls:
 
     @classmethod
     def load(cls, folder: Path) -> ClientTls:
-        """Read a role folder (`client-<k>`); `UserError` when a file is missing."""
+        """Read a role folder (`client-<k>`); `UserError` when a file is missing or damaged."""
         authority, certificate, key = _read_role(folder)
         return cls(authority=authority, certificate=certificate, key=key)
 
@@ -203,12 +205,28 @@ def _write_key(path: Path, key: ec.EllipticCurvePrivateKey) -> None:
 def _read_role(folder: Path) -> tuple[bytes, bytes, bytes]:
     """The authority's certificate, the role's certificate and its key, as PEM."""
     try:
-        return (
-            (folder / "ca.pem").read_bytes(),
-            (folder / "cert.pem").read_bytes(),
-            (folder / "key.pem").read_bytes(),
-        )
+        authority, certificate, key = ((folder / f"{name}.pem").read_bytes() for name in ("ca", "cert", "key"))
     except OSError as error:
         raise UserError(
             f"certificates: {error.filename} expected ({error.strerror}); make them with `steelyard certs`"
+        ) from None
+    _parsed(folder / "ca.pem", authority, x509.load_pem_x509_certificate)
+    shown = _parsed(folder / "cert.pem", certificate, x509.load_pem_x509_certificate).public_key()
+    held = _parsed(folder / "key.pem", key, lambda pem: serialization.load_pem_private_key(pem, None)).public_key()
+    if shown != held:
+        raise UserError(
+            f"certificates: {folder}: cert.pem and key.pem of one pair expected, they are of two; make them anew with "
+            "`steelyard certs`"
+        )
+    return authority, certificate, key
+
+
+def _parsed(path: Path, pem: bytes, parse: Callable[[bytes], T]) -> T:
+    """What a file holds: gRPC would take a server's damaged one for a busy port, and fail a client's every call."""
+    try:
+        return parse(pem)
+    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+        said = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"certificates: {path}: a PEM file expected, it is damaged ({said}); make them anew with `steelyard certs`"
         ) from None

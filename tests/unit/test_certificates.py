@@ -1,6 +1,7 @@
 """What the certificates say, who may read the keys, and what is refused."""
 
 import datetime as dt
+import shutil
 import stat
 from pathlib import Path
 
@@ -100,3 +101,21 @@ def test_a_missing_file_is_named(folder: Path, tmp_path: Path) -> None:
         with pytest.raises(UserError, match=r"ca\.pem expected .*steelyard certs"):
             kind.load(tmp_path)
     assert "PRIVATE" not in repr(ClientTls.load(folder / "client-0"))
+
+
+@pytest.mark.parametrize("role", [ServerTls, ClientTls])
+@pytest.mark.parametrize("name", ["ca", "cert", "key"])
+def test_a_damaged_file_is_named(role: type[ServerTls | ClientTls], name: str, folder: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(folder / "client-0", tmp_path / "role")
+    path = copy / f"{name}.pem"
+    path.write_bytes(path.read_bytes()[:60])
+    with pytest.raises(UserError, match=f"{path}: a PEM file expected, it is damaged .*make them anew") as caught:
+        role.load(copy)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_key_of_another_certificate_is_told(folder: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(folder / "server", tmp_path / "role")
+    shutil.copy(folder / "client-0" / "key.pem", copy)
+    with pytest.raises(UserError, match=r"cert.pem and key.pem of one pair expected, they are of two"):
+        ServerTls.load(copy)
