@@ -130,12 +130,14 @@ class BundleFile:
 
         Raises:
             BadBundleError: the manifest is malformed.
+            OSError: the disk has no room for it; then there is no file.
         """
         manifest.check()
         header = _header(manifest)
         size = len(header) + manifest.nbytes
         with contextlib.ExitStack() as stack:
             file = stack.enter_context(path.open("w+b"))
+            stack.callback(path.unlink, missing_ok=True)  # one that did not fit would keep the disk full
             file.write(header)
             file.flush()
             os.posix_fallocate(file.fileno(), 0, size)  # a full disk is an error here, not a signal on the first write

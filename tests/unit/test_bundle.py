@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import tracemalloc
 from pathlib import Path
 from typing import Any
@@ -186,6 +187,17 @@ def test_a_write_that_dies_half_way_leaves_the_old_file(path: Path) -> None:
     write_arrays(path, {"a": np.full(3, 2, np.float32)})
     assert read_arrays(path)["a"].tolist() == [2, 2, 2]
     assert [file.name for file in path.parent.iterdir()] == [path.name]
+
+
+def test_a_file_that_does_not_fit_leaves_nothing(path: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, hard))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            BundleFile.create(path, Manifest((TensorSpec("x", "U8", (2**21,)),), "0" * 64))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not path.exists()
 
 
 def test_a_text_is_replaced_as_a_whole(tmp_path: Path) -> None:
