@@ -28,7 +28,7 @@ from steelyard.errors import WaitTimeoutError
 from steelyard.network import Fault
 from steelyard.process import MISTAKE
 
-START_TIMEOUT_S = 600.0  # a resumed server first scores the round that it had closed
+START_TIMEOUT_S = 600.0  # that a server which does not listen yet may be silent for
 END_TIMEOUT_S = 3.0  # between asking a process to end and ending it
 POLL_S = 0.2
 LISTENING = re.compile(r"^listening on (\S+)\n", re.MULTILINE)
@@ -82,7 +82,7 @@ def run_local(
     try:
         server = _start("server", server_folder(roles), ["--run", str(run)])
         here.processes.append(server)
-        address = _await_address(server)
+        address = _await_address(server, run, poll)
         for client in clients:  # one by one, so that those started are ended if the next can't start
             here.join(client, address)
         driver = FaultDriver(faults, run, here)
@@ -115,7 +115,8 @@ def run_server(
     try:
         server = _start("server", server_folder(roles), ["--run", str(run)])
         processes.append(server)
-        for client in invite(_await_address(server)):  # one by one, to end those started if the next can't start
+        address = _await_address(server, run, poll)
+        for client in invite(address):  # one by one, to end those started if the next can't start
             processes.append(client)  # noqa: PERF402 - not at once, see above
         _follow(server, processes, processes[1:], None, poll, say)
         _await_end(processes[1:])
@@ -139,7 +140,7 @@ class Roles:
         if folder.exists():
             link = _start("deploy.link", folder, ["--target", server])
             self.processes.append(link)
-            self.addresses[client] = _await_address(link)
+            self.addresses[client] = _await_address(link, folder, lambda: None)
 
     def start(self, client: int) -> None:
         """Start a client from its folder."""
@@ -176,18 +177,41 @@ def _start(module: str, folder: Path, arguments: list[str]) -> Process:
     return Process(folder.name, start(module, folder, arguments, log), log, begins)
 
 
-def _await_address(process: Process) -> str:
+def _await_address(process: Process, run: Path, poll: Callable[[], None]) -> str:
     """The address that a process says once it listens."""
-    end = time.monotonic() + START_TIMEOUT_S
-    pause = threading.Event()
-    while time.monotonic() < end:
+    patience, pause, shown = Patience(run), threading.Event(), time.monotonic()
+    while not patience.is_over():
         code, said = process.code, process.said  # in this order, so that an ended one has said all
         if listens := LISTENING.search(said):
             return listens[1]
         if code is not None:
             raise failure(code, said, "the server")
+        if time.monotonic() - shown > POLL_S:
+            poll()
+            shown = time.monotonic()
         pause.wait(LISTENING_POLL_S)
-    raise WaitTimeoutError(f"{process.role} did not listen within {START_TIMEOUT_S:g} s; its log: {process.log}")
+    raise WaitTimeoutError(
+        f"{process.role} neither listened nor told of anything that it did for {START_TIMEOUT_S:g} s; its log: "
+        f"{process.log}"
+    )
+
+
+class Patience:
+    """Bounds the wait for a server that starts: a resumed one first scores what it had closed, for hours maybe.
+
+    It tells of that in its events, and the time that it has begins anew with each.
+    """
+
+    def __init__(self, run: Path) -> None:
+        self._events = run / "events.jsonl"
+        self._heard, self._end = -1, 0.0
+
+    def is_over(self) -> bool:
+        """Whether nothing was heard of the server for START_TIMEOUT_S."""
+        heard, now = self._events.stat().st_size if self._events.exists() else 0, time.monotonic()
+        if heard != self._heard:
+            self._heard, self._end = heard, now + START_TIMEOUT_S
+        return now > self._end
 
 
 def _follow(

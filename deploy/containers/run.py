@@ -23,7 +23,7 @@ from deploy.endings import describe, failure
 from deploy.faults import POLL_S as FAULT_POLL_S
 from deploy.faults import FaultDriver, Record, count_links
 from deploy.link.control import SOCKET, command
-from deploy.local import START_TIMEOUT_S, ignoring_interrupts
+from deploy.local import START_TIMEOUT_S, Patience, ignoring_interrupts
 from deploy.prepare import link_folder
 from steelyard.bundle import write_text
 from steelyard.errors import RunFailedError, UserError, WaitTimeoutError
@@ -158,14 +158,16 @@ def _guard(project: Project) -> Iterator[None]:
 
 def _await_lines(project: Project, hands: BoxHands, clients: tuple[int, ...], poll: Callable[[], None]) -> bool:
     """Wait until the server listens and every link takes commands; False: the server has finished already."""
-    end = time.monotonic() + START_TIMEOUT_S
+    patience = Patience(project.run)
     while not (project.is_healthy("server") and all(map(hands.is_reachable, clients))):
         if code := project.exit_code("server"):
             raise _failure(project, code)
         if code == 0:
             return False
-        if time.monotonic() > end:
-            raise WaitTimeoutError(f"the server and its links were not ready within {START_TIMEOUT_S:g} s")
+        if patience.is_over():
+            raise WaitTimeoutError(
+                f"the server and its links were not ready, and the server told of nothing, for {START_TIMEOUT_S:g} s"
+            )
         time.sleep(POLL_S)
         poll()
     return True
