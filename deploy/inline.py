@@ -10,7 +10,8 @@ from __future__ import annotations
 import argparse
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -18,10 +19,12 @@ from client.app import Client
 from deploy.prepare import client_folder, server_folder
 from server.app import serve
 from steelyard.config import ServerHalf, load_half
-from steelyard.errors import SteelyardError, WaitTimeoutError
+from steelyard.errors import RunFailedError, WaitTimeoutError
 from steelyard.participation import Stay
 from steelyard.process import exit_with_launcher, run_main, settle_down
 from steelyard.transport.memory import MemoryHub
+
+FAREWELL_S = 2.0  # of clients in a run that failed: one that has not joined yet would go on trying
 
 
 class Turns:
@@ -39,14 +42,23 @@ class Turns:
         self._timeout_s = timeout_s
         self._changed = threading.Condition()
         self._done: dict[int, int] = {}
+        self._over = False
+
+    def end(self) -> None:
+        """Have nobody wait any longer: the run is over."""
+        with self._changed:
+            self._over = True
+            self._changed.notify_all()
 
     @contextmanager
     def turn(self, client: int, number: int) -> Iterator[None]:
         """Wait until all before this client are done with the round; its own turn ends with the block."""
         place = [other for other in self._order if self._stays[other].covers(number)].index(client)
         with self._changed:
-            if not self._changed.wait_for(lambda: self._done.get(number, 0) >= place, self._timeout_s):
+            if not self._changed.wait_for(lambda: self._over or self._done.get(number, 0) >= place, self._timeout_s):
                 raise WaitTimeoutError(f"client {client} waited {self._timeout_s:g} s for its turn in round {number}")
+            if self._over:
+                raise RunFailedError(f"the run was over before client {client} had its turn in round {number}")
         try:
             yield
         finally:
@@ -56,40 +68,50 @@ class Turns:
 
 
 def run_inline(roles: Path, run: Path, order: tuple[int, ...]) -> None:
-    """Run one prepared experiment to its end.
+    """Run one prepared experiment to its end, or to that of the first client that fails: others wait for its turn.
 
     Raises:
-        SteelyardError: the server or a client failed; the server's error comes first.
+        Exception: the server or a client failed; the error of the one that did first.
     """
     half: ServerHalf = load_half(ServerHalf, server_folder(roles) / "half.json")
     hub = MemoryHub() if half.transport.tensors == "memory" else None
     turns = Turns(order, {entry.client: entry.stay for entry in half.roster}, half.protocol.round_deadline_s)
-    faults: list[SteelyardError] = []
+    faults: dict[str, Exception] = {}  # of clients, by the reason that each gave the server for ending the run
     threads: list[threading.Thread] = []
 
-    def take_part(client: int, address: str) -> None:
+    def take_part(client: int, address: str, end_run: Callable[[str], None]) -> None:
         plane = None if hub is None else (lambda _channel: hub.client(client))
         try:
             Client(client_folder(roles, client), address, plane, lambda number: turns.turn(client, number)).run()
-        except SteelyardError as error:
-            faults.append(error)
+        except Exception as error:  # noqa: BLE001 - a plug-in's bug or a full disk would else end this thread unseen
+            reason = f"client {client} failed: {error!r}"
+            faults[reason] = error
+            end_run(reason)
 
-    def start_clients(address: str) -> None:
+    def start_clients(address: str, end_run: Callable[[str], None]) -> None:
         for client in sorted(order):
             threads.append(
-                threading.Thread(target=take_part, args=(client, address), name=f"client-{client}", daemon=True)
+                threading.Thread(
+                    target=take_part, args=(client, address, end_run), name=f"client-{client}", daemon=True
+                )
             )
             threads[-1].start()
 
+    patience_s = FAREWELL_S
     try:
         serve(server_folder(roles), run, start_clients, hub.server if hub else None)
+        patience_s = half.transport.timeout_s
+    except RunFailedError as ended:
+        raise faults.get(str(ended), ended) from None
     finally:
+        turns.end()
+        end = time.monotonic() + patience_s
         for thread in threads:
-            thread.join(half.transport.timeout_s)
-    if hung := [thread.name for thread in threads if thread.is_alive()]:
-        faults.append(WaitTimeoutError(f"{hung[0]} did not end within {half.transport.timeout_s:g} s of the server"))
+            thread.join(max(end - time.monotonic(), 0.0))
     if faults:
-        raise faults[0]
+        raise next(iter(faults.values()))
+    if hung := [thread.name for thread in threads if thread.is_alive()]:
+        raise WaitTimeoutError(f"{hung[0]} did not end within {half.transport.timeout_s:g} s of the server")
 
 
 def main() -> int:

@@ -24,7 +24,7 @@ def main() -> int:
         app.check(arguments.folder)
         return 0
     run = arguments.run or arguments.folder / "run"
-    app.serve(arguments.folder, run, lambda address: print(f"listening on {address}", flush=True))
+    app.serve(arguments.folder, run, lambda address, _fail: print(f"listening on {address}", flush=True))
     return 0
 
 

@@ -53,7 +53,7 @@ def check(path: Path) -> None:
 def serve(
     folder: Path,
     run: Path,
-    announce: Callable[[str], None],
+    announce: Callable[[str, Callable[[str], None]], None],
     make_plane: Callable[[Callable[[int, int], None]], TensorPlane] | None = None,
 ) -> None:
     """Run the server of a prepared role folder until the experiment ends.
@@ -61,7 +61,7 @@ def serve(
     Args:
         folder: the server's role folder, as `steelyard prepare` wrote it.
         run: the run directory; one that holds an unfinished run is continued.
-        announce: called with the bound HOST:PORT once clients may dial it.
+        announce: called with the bound HOST:PORT once clients may dial it, and with what fails the run, for a reason.
         make_plane: makes the tensor plane from the hook for arriving bytes; None: the configured one.
 
     Raises:
@@ -85,7 +85,7 @@ def _serve(
     coordinator: Coordinator,
     roster: Roster,
     ledger: Ledger,
-    announce: Callable[[str], None],
+    announce: Callable[[str, Callable[[str], None]], None],
     make_plane: Callable[[Callable[[int, int], None]], TensorPlane] | None,
 ) -> None:
     """Open the planes and conduct the run; whatever happens, say goodbye properly."""
@@ -101,8 +101,8 @@ def _serve(
     address = bind(server, half.transport.address, tls)
     server.start()
     ledger.event("server_started", address=address, incarnation=ledger.incarnation)
-    announce(address)
     try:
+        announce(address, coordinator.fail)
         coordinator.run()
     except Exception as error:  # whatever it is, the clients must learn that the run is over
         coordinator.fail(str(error))

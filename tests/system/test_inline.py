@@ -1,0 +1,35 @@
+"""All roles in one process: a client that fails ends the run at once, with its own words and in the same way."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from deploy.prepare import client_folder, prepare
+from steelyard.config import load_experiment
+
+LONG = ("protocol.join_timeout_s=3000", "protocol.round_deadline_s=3000")  # longer than a test waits
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "code", "words"),
+    [
+        ("half.json", "{", 2, "half.json: "),
+        ("data.safetensors", None, 2, "a tensor bundle expected at"),
+        ("state", "in the way", 1, "client-1/state: "),
+    ],
+)
+def test_a_client_that_fails_ends_the_run_and_says_why(
+    name: str, content: str | None, code: int, words: str, shell: Any
+) -> None:
+    """The others would wait for its turn, and then complain of that."""
+    roles = shell.folder / "roles"
+    prepare(load_experiment(Path(shell.experiment), LONG), roles)
+    path = client_folder(roles, 1) / name
+    path.unlink(missing_ok=True)
+    if content is not None:
+        path.write_text(content, encoding="utf-8")
+    found, _, err = shell.finish(shell.python("-m", "deploy.inline", str(roles), "--run", str(shell.folder / "run")))
+    assert (found, words in err.splitlines()[-1]) == (code, True), err
