@@ -322,6 +322,8 @@ def _begin(
         if launcher == "inline":  # what was once in one process stays so
             manifest["launcher"] = launcher
     else:
+        if not path.exists():
+            _clear(run)  # a `--force` that was cut short may have left recordings of the run before
         part = run / UNFINISHED
         for unfinished in (part, run / ROLES):  # without both a manifest and roles nothing has run yet
             shutil.rmtree(unfinished, ignore_errors=True)
@@ -370,7 +372,9 @@ def _link_twin(run: Path, honest: Path) -> None:
 
 
 def _clear(run: Path) -> None:
-    for path in run.iterdir():
+    """Throw away what a run left; its manifest first, so that half a run is never taken for one that is DONE."""
+    (run / "manifest.json").unlink(missing_ok=True)
+    for path in list(run.iterdir()):
         if path.name in (LOCK, "compose.yaml"):  # which names containers that may have to be removed first
             continue
         if path.is_dir() and not path.is_symlink():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import hashlib
 import json
 import shutil
@@ -12,9 +13,12 @@ from typing import Any
 
 import pytest
 
+from deploy.launch import Options, read_manifest, run_experiment, status
 from deploy.prepare import server_folder
+from scripts.progress import Silent
 from steelyard.bundle import read_arrays
-from steelyard.config import ServerHalf, load_half
+from steelyard.config import Experiment, ServerHalf, load_half
+from steelyard.parsing import parse
 from steelyard.recording import ROLES, Recordings
 from steelyard.scoring import paths
 from steelyard.scoring.replay import RoundScorer
@@ -68,6 +72,31 @@ def test_what_is_done_is_not_run_again_unless_forced(undisturbed: Any, shell: An
     check_bits(shell, undisturbed)  # neither the order nor the transport changes one
     received = [event["client"] for event in look.events("received")]
     assert received == [2, 0, 1] * 3
+
+
+def test_a_force_that_is_cut_short_leaves_nothing_of_the_run_before(
+    undisturbed: Any, shell: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it had not thrown away must neither pass for a finished run nor be gone on from."""
+    shutil.copytree(undisturbed.run.parent, shell.out, symlinks=True)
+    run = shell.the_run()
+    experiment = parse(Experiment, read_manifest(run)["experiment"], "the manifest")
+
+    def fail(path: Path) -> None:
+        raise OSError(errno.EIO, "Input/output error", str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", fail)
+        with pytest.raises(OSError, match="Input/output error"):
+            run_experiment(experiment, Options(out=shell.out, force=True, checked=True), Silent())
+    honest = (run / "honest").resolve()
+    assert (honest / "recordings").exists(), "not all was thrown away"
+    assert status(honest) != "DONE"
+    shell.run("--launcher", "inline")
+    look = shell.look(honest)
+    assert [event["incarnation"] for event in look.events("server_started")] == [1]
+    assert [event["round"] for event in look.events("round_opened")] == [1, 2, 3]
+    check_bits(shell, undisturbed)
 
 
 def test_a_finished_run_of_other_code_or_data_is_told(undisturbed: Any, shell: Any) -> None:
