@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import signal
 import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from deploy.environment import process_environment
 from steelyard.errors import RunFailedError, UserError, WaitTimeoutError
 from steelyard.process import MISTAKE, last_words
 
@@ -39,6 +41,21 @@ def finished(
         raise WaitTimeoutError(f"{what}: not done within {timeout_s:g} s") from None
     except FileNotFoundError as error:
         raise UserError(f"{what}: the command {error.filename} expected, it is not installed") from None
+
+
+def run_child(module: str, *arguments: str, stdout: int | None = None) -> subprocess.CompletedProcess[str]:
+    """Have a child process, in the environment of a run's processes, do a command's work to its end.
+
+    It should call `exit_with_launcher`, or it goes on when this process is killed.
+
+    Raises:
+        RunFailedError: a signal ended it, so that it could not say why.
+    """
+    command = [sys.executable, "-m", module, *arguments]
+    done = subprocess.run(command, env=process_environment(), stdout=stdout, text=True, check=False)
+    if done.returncode < 0:
+        raise RunFailedError(f"the process that did the work was ended by {signal.Signals(-done.returncode).name}")
+    return done
 
 
 def failure(code: int | None, log: str, what: str) -> UserError | RunFailedError:

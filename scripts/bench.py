@@ -15,7 +15,6 @@ import datetime as dt
 import json
 import math
 import os
-import subprocess
 import sys
 from collections.abc import Sequence
 from contextlib import closing
@@ -25,7 +24,7 @@ from typing import TYPE_CHECKING, get_args, get_type_hints
 from rich.console import Console
 from rich.table import Table
 
-from deploy.environment import process_environment
+from deploy.endings import run_child
 from deploy.prepare import server_folder
 from deploy.provenance import provenance
 from scripts import bench_transport
@@ -42,7 +41,7 @@ from steelyard.config import (
     load_half,
 )
 from steelyard.errors import UserError
-from steelyard.process import run_main, settle_down
+from steelyard.process import exit_with_launcher, run_main, settle_down
 from steelyard.recording import ROLES, Recordings
 from steelyard.report.figures import ATTACKER, BENIGN, HONEST, INK, Line, Span, curve_figure, interval_figure
 from steelyard.scoring.coalitions import Floats, all_masks
@@ -108,8 +107,7 @@ def act(arguments: argparse.Namespace) -> int:
     if not all(batch.isdecimal() and int(batch) > 0 for batch in batches):
         raise UserError(f"--batches: whole numbers from 1 on, as in 100,32, expected, got {arguments.batches!r}")
     options = {key: str(getattr(arguments, key) or "") for key in READERS}
-    command = [sys.executable, "-m", "scripts.bench", json.dumps(options)]
-    return subprocess.run(command, env=process_environment(), check=False).returncode
+    return run_child("scripts.bench", json.dumps(options)).returncode
 
 
 def _refuse_ignored(arguments: argparse.Namespace) -> None:
@@ -372,6 +370,7 @@ def _draw_estimators(found: Sequence[Estimate], budgets: Sequence[int], path: Pa
 
 
 def _child() -> int:
+    exit_with_launcher()
     settle_down()
     measure(json.loads(sys.argv[1]))
     return 0

@@ -13,7 +13,6 @@ import math
 import os
 import signal
 import statistics
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -24,7 +23,7 @@ from types import FrameType
 from rich.console import Console
 from rich.table import Table
 
-from deploy.environment import process_environment
+from deploy.endings import run_child
 from deploy.launch import Options, run_experiment
 from deploy.provenance import provenance
 from steelyard.benchmarks.transport import WAYS, Case, Cell, compare
@@ -67,8 +66,7 @@ def act(arguments: argparse.Namespace) -> int:
     keys = ("repetitions", "sizes", "clients", "ways", "peer_rounds", "patience")
     options = {key: getattr(arguments, key) for key in keys}
     options |= {"peers": str(arguments.peers or ""), "out": str(arguments.out or "")}
-    command = [sys.executable, "-m", "scripts.bench_transport", json.dumps(options)]
-    return subprocess.run(command, env=process_environment(), check=False).returncode
+    return run_child("scripts.bench_transport", json.dumps(options)).returncode
 
 
 def cells(options: dict[str, object], folder: Path) -> Iterator[Cell]:

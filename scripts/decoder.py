@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from deploy.environment import process_environment
+from deploy.endings import run_child
 from deploy.provenance import provenance
 from scripts.progress import command_name
 from steelyard.bundle import read_arrays, write_arrays, write_text
@@ -31,7 +31,7 @@ from steelyard.decoder_store import Provenance, data_digest, file_digest, store_
 from steelyard.errors import UserError
 from steelyard.parsing import parse
 from steelyard.picture import grid, write_png
-from steelyard.process import run_main, settle_down
+from steelyard.process import exit_with_launcher, run_main, settle_down
 from steelyard.seeding import derive_seed
 
 if TYPE_CHECKING:
@@ -76,8 +76,7 @@ def act(arguments: argparse.Namespace) -> int:
     out = arguments.out or store_folder()
     with tempfile.TemporaryDirectory() as folder:
         _write_order(Path(folder), experiment, dealt, arguments.source, client, out)
-        command = [sys.executable, "-m", "scripts.decoder", folder]
-        done = subprocess.run(command, env=process_environment(), stdout=subprocess.PIPE, text=True, check=False)
+        done = run_child("scripts.decoder", folder, stdout=subprocess.PIPE)
     if done.returncode:
         return done.returncode
     *lines, sha256 = done.stdout.splitlines()
@@ -166,6 +165,7 @@ def _page(decoder: Decoder, real: tuple[Any, Any], seed: int) -> np.ndarray[Any,
 
 
 def _child() -> int:
+    exit_with_launcher()
     settle_down()
     folder = Path(sys.argv[1])
     order = parse(Order, json.loads((folder / "order.json").read_text(encoding="utf-8")), "order.json")

@@ -15,14 +15,13 @@ import contextlib
 import csv
 import io
 import json
-import subprocess
 import sys
 import tomllib
 from collections.abc import Collection, Container, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deploy.environment import process_environment
+from deploy.endings import run_child
 from deploy.launch import read_manifest, status
 from deploy.prepare import server_folder
 from steelyard.bundle import read_arrays, write_text
@@ -30,7 +29,7 @@ from steelyard.config import ServerHalf, load_half
 from steelyard.csv_rows import Row as LiveRow
 from steelyard.csv_rows import read_rows
 from steelyard.errors import UserError
-from steelyard.process import run_main, settle_down
+from steelyard.process import exit_with_launcher, run_main, settle_down
 from steelyard.recording import ROLES, ClosedRound, Recordings
 from steelyard.report.records import REPLAYED
 from steelyard.sweep import value_text
@@ -78,8 +77,7 @@ def act(arguments: argparse.Namespace) -> int:
         raise UserError(
             f"--evaluator, --defence: numbers, strings, lists and tables expected as parameters: {error}"
         ) from None
-    command = [sys.executable, "-m", "scripts.replay", str(arguments.run), *asked]
-    return subprocess.run(command, env=process_environment(), check=False).returncode
+    return run_child("scripts.replay", str(arguments.run), *asked).returncode
 
 
 def evaluator_table(text: str) -> Row:
@@ -304,6 +302,7 @@ def _live_rows(run: Path) -> dict[Key, LiveRow]:
 
 
 def _child() -> int:
+    exit_with_launcher()
     settle_down()
     run, tables, judged = Path(sys.argv[1]), json.loads(sys.argv[2]), json.loads(sys.argv[3])
     equal = True

@@ -6,7 +6,9 @@ import csv
 import errno
 import hashlib
 import json
+import os
 import shutil
+import signal
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -208,6 +210,18 @@ def test_scoring_tells_how_far_it_is(undisturbed: Any) -> None:
     assert told == round_ + folded, (
         "all coalitions of three, which leave-one-out shares; then those of one_round's game"
     )
+
+
+def test_a_replay_ends_with_its_command_and_says_what_ended_it(undisturbed: Any, shell: Any) -> None:
+    """The command has a child do the work: killed, neither leaves the other behind or in silence."""
+    parent, child = (shell.start("replay", str(undisturbed.run)) for _ in range(2))
+    for process in (parent, child):
+        (worker,) = shell.wait_until(lambda: shell.children_of(process.pid), "the process that does the work")  # noqa: B023 - called at once
+        os.kill(process.pid if process is parent else worker, signal.SIGKILL)
+    _, said, _ = shell.finish(parent)  # to the end of the worker's output
+    assert "bit-equal" not in said, "it did not go on"
+    code, _, err = shell.finish(child)
+    assert (code, err) == (1, "steelyard: the process that did the work was ended by SIGKILL\n")
 
 
 def test_replay_sees_one_digit_of_one_score_and_one_bit_of_one_update(undisturbed: Any, shell: Any) -> None:
