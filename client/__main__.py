@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import signal
 import sys
 from pathlib import Path
 
@@ -17,7 +18,7 @@ def main() -> int:
     parser.add_argument("--server", metavar="HOST:PORT", help="where the server listens (default: as configured)")
     parser.add_argument("--check", action="store_true", help="validate the configuration and exit")
     arguments = parser.parse_args()
-    exit_with_launcher()
+    exit_with_launcher(signal.SIGKILL)  # it may be paused by then
     settle_down()
     from client import app
 

@@ -27,16 +27,19 @@ def is_launched() -> bool:
     return os.environ.get(LAUNCHER) == str(os.getppid())
 
 
-def exit_with_launcher() -> None:
+def exit_with_launcher(by: signal.Signals = signal.SIGTERM) -> None:
     """Have the kernel end this process when its launcher ends, however that ends (Linux only).
 
     The launcher names itself in the environment variable `STEELYARD_LAUNCHER`; without it nothing happens, so that a
     process started by hand on another host lives on its own.
+
+    Args:
+        by: the signal; one that stands still, as a fault plan has clients do, takes note of SIGKILL alone.
     """
     launcher = os.environ.get(LAUNCHER)
     if launcher is None or not sys.platform.startswith("linux"):
         return
-    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, by)
     if os.getppid() != int(launcher):  # it ended before the call above took hold
         raise RunFailedError("the launcher that started this process has ended")
 
