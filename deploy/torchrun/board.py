@@ -21,9 +21,9 @@ from pathlib import Path
 from steelyard.errors import RunFailedError, SteelyardError, UserError, WaitTimeoutError
 
 STORE_TIMEOUT_S = 60.0
-STEP_TIMEOUT_S = 3600.0  # rank 0 may fetch a data set, or score the round that an interrupted run had closed
+STEP_TIMEOUT_S = 3600.0  # without a sign of life: rank 0 may fetch a data set
 POLL_S = 0.1
-FINISHED, FAILED, FORCED = "steelyard/finished", "steelyard/failed", "steelyard/forced"
+FINISHED, FAILED, FORCED, ALIVE = (f"steelyard/{word}" for word in ("finished", "failed", "forced", "alive"))
 NOBODY = -1
 
 
@@ -63,17 +63,23 @@ class Board:
     def ask(self, rank: int, after: str) -> Step | None:
         """Wait for the run that follows the one of id `after`; None: there is none.
 
+        That may take as long as a run does: a client that leaves for good early asks while the others go on.
+
         Raises:
-            WaitTimeoutError: rank 0 did not answer within an hour.
+            WaitTimeoutError: rank 0 gave no sign of life for an hour.
         """
         nonce, pause = secrets.token_hex(8), threading.Event()
         self._store.set(f"steelyard/rank-{rank}", json.dumps([nonce, after]))
-        end = time.monotonic() + STEP_TIMEOUT_S
+        heard, end = -1, 0.0
         while not self._store.check([f"steelyard/{nonce}"]):
             if self._store.check([FINISHED]) or self._store.check([FAILED]):
                 return None
+            if (signs := self._store.add(ALIVE, 0)) != heard:
+                heard, end = signs, time.monotonic() + STEP_TIMEOUT_S
             if pause.wait(POLL_S) or time.monotonic() > end:
-                raise WaitTimeoutError(f"rank 0 did not tell rank {rank} of a server within {STEP_TIMEOUT_S:g} s")
+                raise WaitTimeoutError(
+                    f"rank 0 told rank {rank} of no server, and gave no sign of life for {STEP_TIMEOUT_S:g} s"
+                )
         return Step(**json.loads(self._store.get(f"steelyard/{nonce}")))
 
     def answer(self, run: str, address: str, roles: Path, clients: Sequence[int], ranks: int) -> None:
@@ -95,6 +101,10 @@ class Board:
                     step = Step(id=run, address=address, roles=str(roles.resolve()), client=client)
                     self._store.set(f"steelyard/{nonce}", json.dumps(asdict(step)))
                     self._answered.add(nonce)
+
+    def live(self) -> None:
+        """Give those that wait a sign of life: a server starts, or a run goes on."""
+        self._store.add(ALIVE, 1)
 
     def finish(self) -> None:
         """Tell every rank that nothing is left to do."""

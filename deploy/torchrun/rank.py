@@ -191,6 +191,7 @@ def _conduct(board: Board, roles: Path, run: Path, clients: list[int], poll: Cal
 
     def look() -> None:
         poll()
+        board.live()
         for address in listening:
             board.answer(name, address, roles, clients, ranks)
 

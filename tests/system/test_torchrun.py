@@ -6,14 +6,18 @@ import argparse
 import json
 import os
 import signal
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
+from torch.distributed import TCPStore  # type: ignore[attr-defined]  # public; the annotations forget it
 
+from deploy.torchrun import board
 from deploy.torchrun.job import failure
 from deploy.torchrun.rank import experiment_of, rank_environment
-from steelyard.errors import RunFailedError, UserError
+from steelyard.errors import RunFailedError, UserError, WaitTimeoutError
 
 pytestmark = pytest.mark.timeout(400)  # several waits, each bounded, on a loaded machine
 
@@ -77,6 +81,27 @@ def test_too_few_ranks_are_a_mistake_told_in_one_line_and_tried_once(shell: Any)
     assert f"steelyard: {words}\n" in err
     assert isinstance(failure(err, shell.out), UserError)
     assert not list(shell.out.glob("*/manifest.json"))
+
+
+def test_a_rank_waits_for_the_next_run_as_long_as_rank_0_lives(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client that leaves for good in the first of many rounds asks long before the next run begins."""
+    host = "127.0.0.1"
+    store = TCPStore(host, 0, is_master=True, wait_for_workers=False)
+    monkeypatch.setenv("MASTER_ADDR", host)
+    monkeypatch.setenv("MASTER_PORT", str(store.port))
+    monkeypatch.setattr(board, "STEP_TIMEOUT_S", 1.5)
+    lead, pause = board.Board(), threading.Event()
+    with ThreadPoolExecutor(1) as rank:
+        asked = rank.submit(lambda: board.Board().ask(1, "the honest twin"))
+        for _ in range(30):
+            lead.live()
+            pause.wait(0.1)
+        lead.answer("the attacked run", "127.0.0.1:9", Path("roles"), [0], 2)
+        step = asked.result()
+        assert step is not None
+        assert (step.id, step.client) == ("the attacked run", 0)
+        with pytest.raises(WaitTimeoutError, match=r"told rank 1 of no server, and gave no sign of life for 1\.5 s$"):
+            rank.submit(lambda: board.Board().ask(1, "the attacked run")).result()
 
 
 def test_a_job_that_ends_without_a_word_of_ours_can_be_resumed() -> None:
