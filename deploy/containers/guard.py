@@ -22,4 +22,5 @@ if __name__ == "__main__":
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             sys.exit(0)
-    sys.exit(subprocess.run(sys.argv[2:], capture_output=True, check=False).returncode)
+        # Held to the end: a launcher that goes on meanwhile would have its own containers removed.
+        sys.exit(subprocess.run(sys.argv[2:], capture_output=True, check=False).returncode)

@@ -207,3 +207,12 @@ def test_what_containers_may_have_is_said_again_where_a_run_is_to_go_on(words: s
     parser = argparse.ArgumentParser()
     add_box_arguments(parser)
     assert box_words(parser.parse_args(words.split())) == words
+
+
+def test_the_guard_lets_no_launcher_go_on_while_it_removes_containers(tmp_path: Path) -> None:
+    """Or what it removes would be those of the launcher that goes on."""
+    lock = tmp_path / ".lock"
+    taking = ["flock", "--nonblock", "--conflict-exit-code", "7", str(lock), "true"]
+    guard = [sys.executable, "-m", "deploy.containers.guard", str(lock), *taking]
+    assert subprocess.run(guard, cwd=ROOT, stdin=subprocess.DEVNULL, check=False).returncode == 7
+    assert subprocess.run(taking, check=False).returncode == 0, "it lets go when it is done"
