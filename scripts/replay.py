@@ -301,12 +301,24 @@ def _live_rows(run: Path) -> dict[Key, LiveRow]:
     return live
 
 
+def _read_replayed(run: Path) -> None:
+    """Refuse damaged files of earlier replays now: found when rows are to be added, they would cost all the work."""
+    from steelyard.report.judged import JUDGED
+
+    for path, key in ((run / REPLAYED, "evaluator"), (run / JUDGED, "defence")):
+        if path.exists():
+            list(read_rows(path, (key,)))
+
+
 def _child() -> int:
     exit_with_launcher()
     settle_down()
     run, tables, judged = Path(sys.argv[1]), json.loads(sys.argv[2]), json.loads(sys.argv[3])
     equal = True
-    for each in (run, run / "honest") if (run / "honest").exists() else (run,):
+    both = (run, run / "honest") if (run / "honest").exists() else (run,)
+    for each in both:
+        _read_replayed(each)
+    for each in both:
         if not judged["defences"] or tables:
             equal = replay(each, tables) and equal
         for table in judged["defences"]:

@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides", help="override a key"
     )
-    parser.add_argument("--out", type=Path, default=Path("runs"), help="where run directories go (default: runs)")
+    parser.add_argument("--out", type=Path, help="where run directories go (default: runs)")
     parser.add_argument("--launcher", choices=get_args(Launcher), default="local", help="how the processes are started")
     parser.add_argument("--order", default="", help="inline only: the order in which clients work, e.g. 2,0,1")
     parser.add_argument("--resume", type=Path, metavar="RUN", help="go on with an interrupted run directory")
@@ -39,7 +39,7 @@ def act(arguments: argparse.Namespace) -> int:
     """Run the experiment; returns the exit code."""
     _refuse_other_launchers(arguments)
     experiment = _experiment(arguments)
-    out = arguments.resume.resolve().parent if arguments.resume else arguments.out
+    out = arguments.resume.resolve().parent if arguments.resume else arguments.out or Path("runs")
     conduct = None
     if arguments.launcher == "compose":
         connect().close()  # a missing engine is told before anything is prepared
@@ -89,8 +89,11 @@ def _experiment(arguments: argparse.Namespace) -> Experiment:
         if arguments.experiment is None:
             raise UserError("an experiment file expected, e.g. experiments/quickstart.toml, or --resume RUN")
         return load_experiment(arguments.experiment, arguments.overrides)
-    if arguments.experiment is not None or arguments.overrides or arguments.force:
-        raise UserError("--resume goes on with a run as its manifest says; leave out the experiment, --set and --force")
+    if arguments.experiment is not None or arguments.overrides or arguments.force or arguments.out is not None:
+        raise UserError(
+            "--resume goes on with a run as its manifest says, where it is; leave out the experiment, --set, --out and "
+            "--force"
+        )
     if not status(arguments.resume):
         raise UserError(f"an interrupted run directory expected, {arguments.resume} has no manifest.json")
     experiment = parse(

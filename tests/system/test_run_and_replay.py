@@ -333,6 +333,14 @@ def test_replay_names_the_line_of_a_cut_file(undisturbed: Any, shell: Any) -> No
     assert (code, err) == (2, f"steelyard: {scores}, line 12: 13 cells expected, got 3; is it cut?\n")
 
 
+def test_replay_refuses_a_damaged_file_of_an_earlier_one_before_it_computes(undisturbed: Any, shell: Any) -> None:
+    run = copy_of(undisturbed.run, shell.folder)
+    damaged = run / "scores-replayed.csv"
+    damaged.write_text("round,client,evaluator\n1,0\n", encoding="utf-8")
+    code, said, err = shell.steelyard("replay", str(run), "--evaluator", "loo")
+    assert (code, said, err) == (2, "", f"steelyard: {damaged}, line 2: 3 cells expected, got 2; is it cut?\n")
+
+
 def test_replay_adds_scores_of_other_evaluators(undisturbed: Any, shell: Any) -> None:
     """A kind with its defaults, and a table; the live rows' file is not written, and the twin is scored too."""
     run = copy_of(undisturbed.run, shell.folder)

@@ -92,6 +92,10 @@ def test_a_command_line_that_makes_no_sense(
         ("bench evaluation --batches 9,", "--batches: whole numbers from 1 on, as in 100,32, expected, got '9,'"),
         ("run --resume none", "an interrupted run directory expected, none has no manifest.json"),
         ("run x.toml --resume none", "--resume goes on with a run as its manifest says"),
+        (
+            "run --resume none --out elsewhere",
+            "--resume goes on with a run as its manifest says, where it is; leave out",
+        ),
         ("run x.toml --set transport.tensors=memory", "transport.tensors = 'memory' lives in one process"),
         ("prepare none.toml --out roles", "experiment file expected at none.toml, there is none"),
         ("replay none", "a run directory expected, none has no manifest.json"),
