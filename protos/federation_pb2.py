@@ -24,17 +24,17 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17protos/federation.proto\x12\x0csteelyard.v1\"4\n\x06Tensor\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x64type\x18\x02 \x01(\t\x12\r\n\x05shape\x18\x03 \x03(\x03\"Q\n\x08Manifest\x12%\n\x07tensors\x18\x01 \x03(\x0b\x32\x14.steelyard.v1.Tensor\x12\x0e\n\x06nbytes\x18\x02 \x01(\x03\x12\x0e\n\x06sha256\x18\x03 \x01(\t\"\x1f\n\x0bJoinRequest\x12\x10\n\x08protocol\x18\x01 \x01(\r\"\xa1\x01\n\tJoinReply\x12&\n\x07refusal\x18\x01 \x01(\x0e\x32\x15.steelyard.v1.Refusal\x12\x0e\n\x06\x64\x65tail\x18\x02 \x01(\t\x12\x0f\n\x07session\x18\x03 \x01(\t\x12\x0e\n\x06\x63lient\x18\x04 \x01(\r\x12\x0f\n\x07lease_s\x18\x05 \x01(\x01\x12\x13\n\x0bincarnation\x18\x06 \x01(\x04\x12\x15\n\rretry_after_s\x18\x07 \x01(\x01\"\x1f\n\x0cWatchRequest\x12\x0f\n\x07session\x18\x01 \x01(\t\"\xa4\x01\n\nRoundState\x12\"\n\x05phase\x18\x01 \x01(\x0e\x32\x13.steelyard.v1.Phase\x12\r\n\x05round\x18\x02 \x01(\r\x12\x15\n\rparticipating\x18\x03 \x01(\x08\x12\x11\n\tsubmitted\x18\x04 \x01(\x08\x12\x14\n\x0cseconds_left\x18\x05 \x01(\x01\x12\x13\n\x0bincarnation\x18\x06 \x01(\x04\x12\x0e\n\x06reason\x18\x07 \x01(\t\"#\n\x10HeartbeatRequest\x12\x0f\n\x07session\x18\x01 \x01(\t\"H\n\x0eHeartbeatReply\x12&\n\x07refusal\x18\x01 \x01(\x0e\x32\x15.steelyard.v1.Refusal\x12\x0e\n\x06\x64\x65tail\x18\x02 \x01(\t\".\n\x0c\x46\x65tchRequest\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\r\n\x05round\x18\x02 \x01(\r\"\x80\x01\n\nFetchReply\x12&\n\x07refusal\x18\x01 \x01(\x0e\x32\x15.steelyard.v1.Refusal\x12\x0e\n\x06\x64\x65tail\x18\x02 \x01(\t\x12\x10\n\x08transfer\x18\x03 \x01(\t\x12(\n\x08manifest\x18\x04 \x01(\x0b\x32\x16.steelyard.v1.Manifest\"Y\n\rSubmitRequest\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\r\n\x05round\x18\x02 \x01(\r\x12(\n\x08manifest\x18\x03 \x01(\x0b\x32\x16.steelyard.v1.Manifest\"G\n\x0bSubmitReply\x12\x10\n\x08transfer\x18\x01 \x01(\t\x12&\n\x07receipt\x18\x02 \x01(\x0b\x32\x15.steelyard.v1.Receipt\"3\n\x0eReceiptRequest\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\x10\n\x08transfer\x18\x02 \x01(\t\"`\n\x07Receipt\x12&\n\x07refusal\x18\x01 \x01(\x0e\x32\x15.steelyard.v1.Refusal\x12\x0e\n\x06\x64\x65tail\x18\x02 \x01(\t\x12\r\n\x05round\x18\x03 \x01(\r\x12\x0e\n\x06sha256\x18\x04 \x01(\t\"\x1f\n\x0cLeaveRequest\x12\x0f\n\x07session\x18\x01 \x01(\t\"\x0c\n\nLeaveReply\".\n\x0bPairRequest\x12\x0f\n\x07\x62\x61\x63kend\x18\x01 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x02 \x01(\t\"\x1a\n\tPairReply\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\"7\n\nPutRequest\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\x0b\n\x03key\x18\x02 \x01(\t\x12\r\n\x05value\x18\x03 \x01(\x0c\"\n\n\x08PutReply\"8\n\nGetRequest\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\x0b\n\x03key\x18\x02 \x01(\t\x12\x0e\n\x06wait_s\x18\x03 \x01(\x01\"(\n\x08GetReply\x12\r\n\x05\x66ound\x18\x01 \x01(\x08\x12\r\n\x05value\x18\x02 \x01(\x0c\"f\n\x0bMoveRequest\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\x10\n\x08transfer\x18\x02 \x01(\t\x12\x11\n\tto_server\x18\x03 \x01(\x08\x12\x0e\n\x06nbytes\x18\x04 \x01(\x03\x12\x13\n\x0b\x63hunk_bytes\x18\x05 \x01(\x03\"\x1b\n\tMoveReply\x12\x0e\n\x06nbytes\x18\x01 \x01(\x03*\xdc\x02\n\x07Refusal\x12\x17\n\x13REFUSAL_UNSPECIFIED\x10\x00\x12\x12\n\x0eWRONG_PROTOCOL\x10\x01\x12\x12\n\x0eUNKNOWN_CLIENT\x10\x02\x12\x10\n\x0c\x41LREADY_LIVE\x10\x03\x12\x11\n\rSTALE_SESSION\x10\x04\x12\x0f\n\x0bWRONG_ROUND\x10\x05\x12\x08\n\x04LATE\x10\x06\x12\x15\n\x11NOT_PARTICIPATING\x10\x07\x12\x10\n\x0c\x45QUIVOCATION\x10\x08\x12\r\n\tTOO_LARGE\x10\t\x12\r\n\tTRUNCATED\x10\n\x12\x0e\n\nBAD_DIGEST\x10\x0b\x12\x0e\n\nBAD_LAYOUT\x10\x0c\x12\x0e\n\nNOT_FINITE\x10\r\x12\x10\n\x0c\x42\x41\x44_TRANSFER\x10\x0e\x12\x15\n\x11NEGATIVE_VARIANCE\x10\x0f\x12\x0e\n\nSTALE_PAIR\x10\x10\x12\x12\n\x0eTOO_MANY_CALLS\x10\x11\x12\x0c\n\x08\x42\x41\x44_CALL\x10\x12*[\n\x05Phase\x12\x15\n\x11PHASE_UNSPECIFIED\x10\x00\x12\x0b\n\x07WAITING\x10\x01\x12\x08\n\x04OPEN\x10\x02\x12\n\n\x06\x43LOSED\x10\x03\x12\x0c\n\x08\x46INISHED\x10\x04\x12\n\n\x06\x46\x41ILED\x10\x05\x32\xd7\x03\n\nFederation\x12:\n\x04Join\x12\x19.steelyard.v1.JoinRequest\x1a\x17.steelyard.v1.JoinReply\x12?\n\x05Watch\x12\x1a.steelyard.v1.WatchRequest\x1a\x18.steelyard.v1.RoundState0\x01\x12I\n\tHeartbeat\x12\x1e.steelyard.v1.HeartbeatRequest\x1a\x1c.steelyard.v1.HeartbeatReply\x12=\n\x05\x46\x65tch\x12\x1a.steelyard.v1.FetchRequest\x1a\x18.steelyard.v1.FetchReply\x12@\n\x06Submit\x12\x1b.steelyard.v1.SubmitRequest\x1a\x19.steelyard.v1.SubmitReply\x12\x41\n\nGetReceipt\x12\x1c.steelyard.v1.ReceiptRequest\x1a\x15.steelyard.v1.Receipt\x12=\n\x05Leave\x12\x1a.steelyard.v1.LeaveRequest\x1a\x18.steelyard.v1.LeaveReply2\xf3\x01\n\x05Pairs\x12:\n\x04Pair\x12\x19.steelyard.v1.PairRequest\x1a\x17.steelyard.v1.PairReply\x12\x37\n\x03Put\x12\x18.steelyard.v1.PutRequest\x1a\x16.steelyard.v1.PutReply\x12\x37\n\x03Get\x12\x18.steelyard.v1.GetRequest\x1a\x16.steelyard.v1.GetReply\x12<\n\x04Move\x12\x19.steelyard.v1.MoveRequest\x1a\x17.steelyard.v1.MoveReply0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17protos/federation.proto\x12\x0csteelyard.v1\"4\n\x06Tensor\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x64type\x18\x02 \x01(\t\x12\r\n\x05shape\x18\x03 \x03(\x03\"Q\n\x08Manifest\x12%\n\x07tensors\x18\x01 \x03(\x0b\x32\x14.steelyard.v1.Tensor\x12\x0e\n\x06nbytes\x18\x02 \x01(\x03\x12\x0e\n\x06sha256\x18\x03 \x01(\t\"\x1f\n\x0bJoinRequest\x12\x10\n\x08protocol\x18\x01 \x01(\r\"\x8a\x01\n\tJoinReply\x12&\n\x07refusal\x18\x01 \x01(\x0e\x32\x15.steelyard.v1.Refusal\x12\x0e\n\x06\x64\x65tail\x18\x02 \x01(\t\x12\x0f\n\x07session\x18\x03 \x01(\t\x12\x0e\n\x06\x63lient\x18\x04 \x01(\r\x12\x0f\n\x07lease_s\x18\x05 \x01(\x01\x12\x13\n\x0bincarnation\x18\x06 \x01(\x04\"\x1f\n\x0cWatchRequest\x12\x0f\n\x07session\x18\x01 \x01(\t\"\xa4\x01\n\nRoundState\x12\"\n\x05phase\x18\x01 \x01(\x0e\x32\x13.steelyard.v1.Phase\x12\r\n\x05round\x18\x02 \x01(\r\x12\x15\n\rparticipating\x18\x03 \x01(\x08\x12\x11\n\tsubmitted\x18\x04 \x01(\x08\x12\x14\n\x0cseconds_left\x18\x05 \x01(\x01\x12\x13\n\x0bincarnation\x18\x06 \x01(\x04\x12\x0e\n\x06reason\x18\x07 \x01(\t\"#\n\x10HeartbeatRequest\x12\x0f\n\x07session\x18\x01 \x01(\t\"H\n\x0eHeartbeatReply\x12&\n\x07refusal\x18\x01 \x01(\x0e\x32\x15.steelyard.v1.Refusal\x12\x0e\n\x06\x64\x65tail\x18\x02 \x01(\t\".\n\x0c\x46\x65tchRequest\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\r\n\x05round\x18\x02 \x01(\r\"\x80\x01\n\nFetchReply\x12&\n\x07refusal\x18\x01 \x01(\x0e\x32\x15.steelyard.v1.Refusal\x12\x0e\n\x06\x64\x65tail\x18\x02 \x01(\t\x12\x10\n\x08transfer\x18\x03 \x01(\t\x12(\n\x08manifest\x18\x04 \x01(\x0b\x32\x16.steelyard.v1.Manifest\"Y\n\rSubmitRequest\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\r\n\x05round\x18\x02 \x01(\r\x12(\n\x08manifest\x18\x03 \x01(\x0b\x32\x16.steelyard.v1.Manifest\"G\n\x0bSubmitReply\x12\x10\n\x08transfer\x18\x01 \x01(\t\x12&\n\x07receipt\x18\x02 \x01(\x0b\x32\x15.steelyard.v1.Receipt\"3\n\x0eReceiptRequest\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\x10\n\x08transfer\x18\x02 \x01(\t\"`\n\x07Receipt\x12&\n\x07refusal\x18\x01 \x01(\x0e\x32\x15.steelyard.v1.Refusal\x12\x0e\n\x06\x64\x65tail\x18\x02 \x01(\t\x12\r\n\x05round\x18\x03 \x01(\r\x12\x0e\n\x06sha256\x18\x04 \x01(\t\"\x1f\n\x0cLeaveRequest\x12\x0f\n\x07session\x18\x01 \x01(\t\"\x0c\n\nLeaveReply\".\n\x0bPairRequest\x12\x0f\n\x07\x62\x61\x63kend\x18\x01 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x02 \x01(\t\"\x1a\n\tPairReply\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\"7\n\nPutRequest\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\x0b\n\x03key\x18\x02 \x01(\t\x12\r\n\x05value\x18\x03 \x01(\x0c\"\n\n\x08PutReply\"8\n\nGetRequest\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\x0b\n\x03key\x18\x02 \x01(\t\x12\x0e\n\x06wait_s\x18\x03 \x01(\x01\"(\n\x08GetReply\x12\r\n\x05\x66ound\x18\x01 \x01(\x08\x12\r\n\x05value\x18\x02 \x01(\x0c\"f\n\x0bMoveRequest\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\x10\n\x08transfer\x18\x02 \x01(\t\x12\x11\n\tto_server\x18\x03 \x01(\x08\x12\x0e\n\x06nbytes\x18\x04 \x01(\x03\x12\x13\n\x0b\x63hunk_bytes\x18\x05 \x01(\x03\"\x1b\n\tMoveReply\x12\x0e\n\x06nbytes\x18\x01 \x01(\x03*\xdc\x02\n\x07Refusal\x12\x17\n\x13REFUSAL_UNSPECIFIED\x10\x00\x12\x12\n\x0eWRONG_PROTOCOL\x10\x01\x12\x12\n\x0eUNKNOWN_CLIENT\x10\x02\x12\x10\n\x0c\x41LREADY_LIVE\x10\x03\x12\x11\n\rSTALE_SESSION\x10\x04\x12\x0f\n\x0bWRONG_ROUND\x10\x05\x12\x08\n\x04LATE\x10\x06\x12\x15\n\x11NOT_PARTICIPATING\x10\x07\x12\x10\n\x0c\x45QUIVOCATION\x10\x08\x12\r\n\tTOO_LARGE\x10\t\x12\r\n\tTRUNCATED\x10\n\x12\x0e\n\nBAD_DIGEST\x10\x0b\x12\x0e\n\nBAD_LAYOUT\x10\x0c\x12\x0e\n\nNOT_FINITE\x10\r\x12\x10\n\x0c\x42\x41\x44_TRANSFER\x10\x0e\x12\x15\n\x11NEGATIVE_VARIANCE\x10\x0f\x12\x0e\n\nSTALE_PAIR\x10\x10\x12\x12\n\x0eTOO_MANY_CALLS\x10\x11\x12\x0c\n\x08\x42\x41\x44_CALL\x10\x12*[\n\x05Phase\x12\x15\n\x11PHASE_UNSPECIFIED\x10\x00\x12\x0b\n\x07WAITING\x10\x01\x12\x08\n\x04OPEN\x10\x02\x12\n\n\x06\x43LOSED\x10\x03\x12\x0c\n\x08\x46INISHED\x10\x04\x12\n\n\x06\x46\x41ILED\x10\x05\x32\xd7\x03\n\nFederation\x12:\n\x04Join\x12\x19.steelyard.v1.JoinRequest\x1a\x17.steelyard.v1.JoinReply\x12?\n\x05Watch\x12\x1a.steelyard.v1.WatchRequest\x1a\x18.steelyard.v1.RoundState0\x01\x12I\n\tHeartbeat\x12\x1e.steelyard.v1.HeartbeatRequest\x1a\x1c.steelyard.v1.HeartbeatReply\x12=\n\x05\x46\x65tch\x12\x1a.steelyard.v1.FetchRequest\x1a\x18.steelyard.v1.FetchReply\x12@\n\x06Submit\x12\x1b.steelyard.v1.SubmitRequest\x1a\x19.steelyard.v1.SubmitReply\x12\x41\n\nGetReceipt\x12\x1c.steelyard.v1.ReceiptRequest\x1a\x15.steelyard.v1.Receipt\x12=\n\x05Leave\x12\x1a.steelyard.v1.LeaveRequest\x1a\x18.steelyard.v1.LeaveReply2\xf3\x01\n\x05Pairs\x12:\n\x04Pair\x12\x19.steelyard.v1.PairRequest\x1a\x17.steelyard.v1.PairReply\x12\x37\n\x03Put\x12\x18.steelyard.v1.PutRequest\x1a\x16.steelyard.v1.PutReply\x12\x37\n\x03Get\x12\x18.steelyard.v1.GetRequest\x1a\x16.steelyard.v1.GetReply\x12<\n\x04Move\x12\x19.steelyard.v1.MoveRequest\x1a\x17.steelyard.v1.MoveReply0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'protos.federation_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_REFUSAL']._serialized_start=1606
-  _globals['_REFUSAL']._serialized_end=1954
-  _globals['_PHASE']._serialized_start=1956
-  _globals['_PHASE']._serialized_end=2047
+  _globals['_REFUSAL']._serialized_start=1583
+  _globals['_REFUSAL']._serialized_end=1931
+  _globals['_PHASE']._serialized_start=1933
+  _globals['_PHASE']._serialized_end=2024
   _globals['_TENSOR']._serialized_start=41
   _globals['_TENSOR']._serialized_end=93
   _globals['_MANIFEST']._serialized_start=95
@@ -42,49 +42,49 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_JOINREQUEST']._serialized_start=178
   _globals['_JOINREQUEST']._serialized_end=209
   _globals['_JOINREPLY']._serialized_start=212
-  _globals['_JOINREPLY']._serialized_end=373
-  _globals['_WATCHREQUEST']._serialized_start=375
-  _globals['_WATCHREQUEST']._serialized_end=406
-  _globals['_ROUNDSTATE']._serialized_start=409
-  _globals['_ROUNDSTATE']._serialized_end=573
-  _globals['_HEARTBEATREQUEST']._serialized_start=575
-  _globals['_HEARTBEATREQUEST']._serialized_end=610
-  _globals['_HEARTBEATREPLY']._serialized_start=612
-  _globals['_HEARTBEATREPLY']._serialized_end=684
-  _globals['_FETCHREQUEST']._serialized_start=686
-  _globals['_FETCHREQUEST']._serialized_end=732
-  _globals['_FETCHREPLY']._serialized_start=735
-  _globals['_FETCHREPLY']._serialized_end=863
-  _globals['_SUBMITREQUEST']._serialized_start=865
-  _globals['_SUBMITREQUEST']._serialized_end=954
-  _globals['_SUBMITREPLY']._serialized_start=956
-  _globals['_SUBMITREPLY']._serialized_end=1027
-  _globals['_RECEIPTREQUEST']._serialized_start=1029
-  _globals['_RECEIPTREQUEST']._serialized_end=1080
-  _globals['_RECEIPT']._serialized_start=1082
-  _globals['_RECEIPT']._serialized_end=1178
-  _globals['_LEAVEREQUEST']._serialized_start=1180
-  _globals['_LEAVEREQUEST']._serialized_end=1211
-  _globals['_LEAVEREPLY']._serialized_start=1213
-  _globals['_LEAVEREPLY']._serialized_end=1225
-  _globals['_PAIRREQUEST']._serialized_start=1227
-  _globals['_PAIRREQUEST']._serialized_end=1273
-  _globals['_PAIRREPLY']._serialized_start=1275
-  _globals['_PAIRREPLY']._serialized_end=1301
-  _globals['_PUTREQUEST']._serialized_start=1303
-  _globals['_PUTREQUEST']._serialized_end=1358
-  _globals['_PUTREPLY']._serialized_start=1360
-  _globals['_PUTREPLY']._serialized_end=1370
-  _globals['_GETREQUEST']._serialized_start=1372
-  _globals['_GETREQUEST']._serialized_end=1428
-  _globals['_GETREPLY']._serialized_start=1430
-  _globals['_GETREPLY']._serialized_end=1470
-  _globals['_MOVEREQUEST']._serialized_start=1472
-  _globals['_MOVEREQUEST']._serialized_end=1574
-  _globals['_MOVEREPLY']._serialized_start=1576
-  _globals['_MOVEREPLY']._serialized_end=1603
-  _globals['_FEDERATION']._serialized_start=2050
-  _globals['_FEDERATION']._serialized_end=2521
-  _globals['_PAIRS']._serialized_start=2524
-  _globals['_PAIRS']._serialized_end=2767
+  _globals['_JOINREPLY']._serialized_end=350
+  _globals['_WATCHREQUEST']._serialized_start=352
+  _globals['_WATCHREQUEST']._serialized_end=383
+  _globals['_ROUNDSTATE']._serialized_start=386
+  _globals['_ROUNDSTATE']._serialized_end=550
+  _globals['_HEARTBEATREQUEST']._serialized_start=552
+  _globals['_HEARTBEATREQUEST']._serialized_end=587
+  _globals['_HEARTBEATREPLY']._serialized_start=589
+  _globals['_HEARTBEATREPLY']._serialized_end=661
+  _globals['_FETCHREQUEST']._serialized_start=663
+  _globals['_FETCHREQUEST']._serialized_end=709
+  _globals['_FETCHREPLY']._serialized_start=712
+  _globals['_FETCHREPLY']._serialized_end=840
+  _globals['_SUBMITREQUEST']._serialized_start=842
+  _globals['_SUBMITREQUEST']._serialized_end=931
+  _globals['_SUBMITREPLY']._serialized_start=933
+  _globals['_SUBMITREPLY']._serialized_end=1004
+  _globals['_RECEIPTREQUEST']._serialized_start=1006
+  _globals['_RECEIPTREQUEST']._serialized_end=1057
+  _globals['_RECEIPT']._serialized_start=1059
+  _globals['_RECEIPT']._serialized_end=1155
+  _globals['_LEAVEREQUEST']._serialized_start=1157
+  _globals['_LEAVEREQUEST']._serialized_end=1188
+  _globals['_LEAVEREPLY']._serialized_start=1190
+  _globals['_LEAVEREPLY']._serialized_end=1202
+  _globals['_PAIRREQUEST']._serialized_start=1204
+  _globals['_PAIRREQUEST']._serialized_end=1250
+  _globals['_PAIRREPLY']._serialized_start=1252
+  _globals['_PAIRREPLY']._serialized_end=1278
+  _globals['_PUTREQUEST']._serialized_start=1280
+  _globals['_PUTREQUEST']._serialized_end=1335
+  _globals['_PUTREPLY']._serialized_start=1337
+  _globals['_PUTREPLY']._serialized_end=1347
+  _globals['_GETREQUEST']._serialized_start=1349
+  _globals['_GETREQUEST']._serialized_end=1405
+  _globals['_GETREPLY']._serialized_start=1407
+  _globals['_GETREPLY']._serialized_end=1447
+  _globals['_MOVEREQUEST']._serialized_start=1449
+  _globals['_MOVEREQUEST']._serialized_end=1551
+  _globals['_MOVEREPLY']._serialized_start=1553
+  _globals['_MOVEREPLY']._serialized_end=1580
+  _globals['_FEDERATION']._serialized_start=2027
+  _globals['_FEDERATION']._serialized_end=2498
+  _globals['_PAIRS']._serialized_start=2501
+  _globals['_PAIRS']._serialized_end=2744
 # @@protoc_insertion_point(module_scope)

@@ -90,22 +90,20 @@ class JoinRequest(_message.Message):
     def __init__(self, protocol: _Optional[int] = ...) -> None: ...
 
 class JoinReply(_message.Message):
-    __slots__ = ("refusal", "detail", "session", "client", "lease_s", "incarnation", "retry_after_s")
+    __slots__ = ("refusal", "detail", "session", "client", "lease_s", "incarnation")
     REFUSAL_FIELD_NUMBER: _ClassVar[int]
     DETAIL_FIELD_NUMBER: _ClassVar[int]
     SESSION_FIELD_NUMBER: _ClassVar[int]
     CLIENT_FIELD_NUMBER: _ClassVar[int]
     LEASE_S_FIELD_NUMBER: _ClassVar[int]
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
-    RETRY_AFTER_S_FIELD_NUMBER: _ClassVar[int]
     refusal: Refusal
     detail: str
     session: str
     client: int
     lease_s: float
     incarnation: int
-    retry_after_s: float
-    def __init__(self, refusal: _Optional[_Union[Refusal, str]] = ..., detail: _Optional[str] = ..., session: _Optional[str] = ..., client: _Optional[int] = ..., lease_s: _Optional[float] = ..., incarnation: _Optional[int] = ..., retry_after_s: _Optional[float] = ...) -> None: ...
+    def __init__(self, refusal: _Optional[_Union[Refusal, str]] = ..., detail: _Optional[str] = ..., session: _Optional[str] = ..., client: _Optional[int] = ..., lease_s: _Optional[float] = ..., incarnation: _Optional[int] = ...) -> None: ...
 
 class WatchRequest(_message.Message):
     __slots__ = ("session",)
