@@ -90,19 +90,18 @@ def run_inline(roles: Path, run: Path, order: tuple[int, ...]) -> None:
 
     def start_clients(address: str, end_run: Callable[[str], None]) -> None:
         for client in sorted(order):
-            threads.append(
-                threading.Thread(
-                    target=take_part, args=(client, address, end_run), name=f"client-{client}", daemon=True
-                )
-            )
-            threads[-1].start()
+            thread = threading.Thread(target=take_part, args=(client, address, end_run), name=f"client-{client}")
+            thread.daemon = True
+            thread.start()
+            threads.append(thread)
 
     patience_s = FAREWELL_S
     try:
         serve(server_folder(roles), run, start_clients, hub.server if hub else None)
         patience_s = half.transport.timeout_s
     except RunFailedError as ended:
-        raise faults.get(str(ended), ended) from None
+        fault = faults.get(str(ended), ended)
+        raise fault from fault.__cause__  # which a plug-in may have given it
     finally:
         turns.end()
         end = time.monotonic() + patience_s

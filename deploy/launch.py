@@ -322,10 +322,11 @@ def _begin(
         if launcher == "inline":  # what was once in one process stays so
             manifest["launcher"] = launcher
     else:
-        if not path.exists():
-            _clear(run)  # a `--force` that was cut short may have left recordings of the run before
-        part = run / UNFINISHED
-        for unfinished in (part, run / ROLES):  # without both a manifest and roles nothing has run yet
+        if not path.exists():  # a `--force` that was cut short may have left recordings of the run before
+            if (run / "recordings").exists():
+                say(f"{run} has recordings and no manifest.json: they are thrown away, the run begins anew")
+            _clear(run)
+        for unfinished in ((part := run / UNFINISHED), run / ROLES):  # without manifest and roles nothing has run yet
             shutil.rmtree(unfinished, ignore_errors=True)
         dealt = (prepare_boxed if launcher == "compose" else prepare)(experiment, part)
         _check_twin(honest, dealt.sha256, experiment)

@@ -301,13 +301,16 @@ def _live_rows(run: Path) -> dict[Key, LiveRow]:
     return live
 
 
-def _read_replayed(run: Path) -> None:
-    """Refuse damaged files of earlier replays now: found when rows are to be added, they would cost all the work."""
+def _refuse_damaged(run: Path, *, rows: bool, judged: bool) -> None:
+    """Refuse damaged files of earlier replays now: found when lines are to be added, they would cost all the work."""
     from steelyard.report.judged import JUDGED
 
-    for path, key in ((run / REPLAYED, "evaluator"), (run / JUDGED, "defence")):
-        if path.exists():
-            list(read_rows(path, (key,)))
+    for name, key, is_due in ((REPLAYED, "evaluator", rows), (JUDGED, "defence", judged)):
+        if is_due and (run / name).exists():
+            try:
+                list(read_rows(run / name, (key,)))
+            except UserError as error:
+                raise UserError(f"{error} Lines are to be added to it: mend it or move it away") from None
 
 
 def _child() -> int:
@@ -316,8 +319,9 @@ def _child() -> int:
     run, tables, judged = Path(sys.argv[1]), json.loads(sys.argv[2]), json.loads(sys.argv[3])
     equal = True
     both = (run, run / "honest") if (run / "honest").exists() else (run,)
+    rows = bool(tables or (judged["defences"] and judged["scores"]))
     for each in both:
-        _read_replayed(each)
+        _refuse_damaged(each, rows=rows, judged=bool(judged["defences"]))
     for each in both:
         if not judged["defences"] or tables:
             equal = replay(each, tables) and equal

@@ -19,7 +19,6 @@ import argparse
 import contextlib
 import json
 import re
-import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -30,7 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from deploy.environment import process_environment
+from deploy.endings import run_child
 from deploy.prepare import server_folder
 from scripts.replay import evaluator_table
 from steelyard.bundle import read_arrays
@@ -190,8 +189,7 @@ def main() -> int:
     if match is None:
         raise UserError(f"--seeds: a range such as 0..19 expected, got {arguments.seeds!r}")
     if not is_launched():
-        command = [sys.executable, "-m", "scripts.robust_scores", *sys.argv[1:]]
-        return subprocess.run(command, env=process_environment(), check=False).returncode
+        return run_child("scripts.robust_scores", *sys.argv[1:]).returncode
     exit_with_launcher()
     settle_down()
     tables = [FEDSV, *(evaluator_table(text) for text in arguments.evaluator or DEFAULT)]

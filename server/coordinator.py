@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import asdict, dataclass
+from typing import Any
 
 from server.ledger import Ledger
 from server.round_events import (
@@ -175,7 +176,7 @@ class Coordinator:
         with self._changed:
             self._sessions.get(session_id, client, time.monotonic())
             self._sessions.close(client)
-            self._ledger.counted("left", client)
+            self._note("left", client)
             if self._machine.phase not in (Phase.FINISHED, Phase.FAILED) and client in self._machine.live:
                 self._apply(Left(client))
             self._changed.notify_all()
@@ -246,7 +247,7 @@ class Coordinator:
 
     def refused(self, client: int | None, request: str, error: RefusedError) -> None:
         """Log a refusal."""
-        self._ledger.counted("refused", client, request=request, refusal=error.refusal, detail=error.detail)
+        self._note("refused", client, request=request, refusal=error.refusal, detail=error.detail)
 
     @property
     def lease_s(self) -> float:
@@ -297,11 +298,18 @@ class Coordinator:
         seconds = round(time.monotonic() - started, 6)
         error = sent.exception()
         if error is None:
-            self._ledger.counted("fetched", client, round=number, bytes=transfer.manifest.nbytes, seconds=seconds)
+            self._note("fetched", client, round=number, bytes=transfer.manifest.nbytes, seconds=seconds)
         elif isinstance(error, SteelyardError):
-            self._ledger.counted("fetch_failed", client, round=number, detail=str(error), seconds=seconds)
+            self._note("fetch_failed", client, round=number, detail=str(error), seconds=seconds)
         else:
             self.fail(f"sending the global model of round {number} to client {client} failed: {error!r}")
+
+    def _note(self, name: str, client: int | None, **fields: Any) -> None:
+        """Log what happened where nobody else would notice that the log can't be written, which ends the run."""
+        try:
+            self._ledger.counted(name, client, **fields)
+        except OSError as error:
+            self.fail(f"writing the event log failed: {error}")
 
     def _changes(self, session: Session, is_active: Callable[[], bool]) -> Iterator[tuple[State, float]]:
         last: State | None = None

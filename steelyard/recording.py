@@ -12,6 +12,7 @@ The model after the last round is the `global` of the round that would follow.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from dataclasses import asdict, dataclass
@@ -129,7 +130,7 @@ class Recordings:
         """
         if hasattr(os, "posix_fadvise"):
             for path in self.place(number).glob("*.safetensors"):
-                with path.open("rb") as file:
+                with contextlib.suppress(OSError), path.open("rb") as file:  # it is advice: nothing hangs on it
                     os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
     def place(self, number: int) -> Path:

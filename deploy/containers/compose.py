@@ -133,7 +133,7 @@ def _server(far: dict[int, Network], box: Box) -> str:
       test: {_check("listens")}
       interval: 2s
       timeout: 20s
-      start_period: 1800s
+      start_period: 24h
 {_gpu(box)}"""
 
 

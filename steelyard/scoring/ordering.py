@@ -23,7 +23,7 @@ def ordered(block_nb: NDArray[Any], first: int, end: int) -> NDArray[Any]:
     """Ranks `first` to `end` (without it) of each column, lowest first: `np.sort(block_nb, axis=0)[first:end]`.
 
     Args:
-        block_nb: floats [n, b] without NaN. Of equal values -0.0 may come before or after 0.0.
+        block_nb: floats [n, b] without NaN. Zeros come out with either's sign where a column has both.
         first: a rank from 0.
         end: at most n.
 

@@ -26,7 +26,7 @@ _KEEPALIVE: Options = (
     ("grpc.http2.max_pings_without_data", 0),
     # The answer to a ping waits behind all that is on its way already: minutes on a slow line, under which gRPC's own
     # limit of one minute would break the connection, bytes arriving or not. A host that is gone is noticed anyway, by
-    # the kernel within the keepalive's timeout; a frozen process by leases and the deadlines that all calls have.
+    # the kernel within half a minute; a frozen process by leases and the deadlines that all calls have.
     ("grpc.http2.ping_timeout_ms", round(1000 * LONGEST_CALL_S)),
 )
 

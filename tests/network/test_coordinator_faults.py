@@ -260,10 +260,11 @@ def test_a_client_that_joins_a_broken_run_and_dies_does_not_hide_why_it_broke(ma
     def break_down(bench: Bench) -> None:
         bench.coordinator.leave(0, bench.sessions[0])
         bench.coordinator.fail("the model could not be sent")
+        bench.coordinator._sessions.lease_s = 0.1
         bench.coordinator.join(0)
-        threading.Event().wait(0.6)  # its lease runs out
+        threading.Event().wait(0.2)  # its lease runs out
 
-    bench = make_bench(break_down, lease_s=0.4)
+    bench = make_bench(break_down)
     for client in (0, 1):
         bench.submit(client)
     with pytest.raises(RunFailedError, match="could not be sent"):
@@ -318,6 +319,18 @@ def test_a_refused_update_that_cannot_be_logged_has_its_receipt_and_ends_the_run
         assert bench.coordinator.receipt(0, bench.sessions[0], transfer, 0.0).refusal == "BAD_DIGEST"
         with pytest.raises(RunFailedError, match=r"client 0's update of round 1 failed: OSError.*No space"):
             bench.coordinator.run()
+
+
+@pytest.mark.parametrize("what", ["a goodbye", "a refusal"])
+def test_what_cannot_be_logged_ends_the_run_and_waits_for_nobody(what: str, make_bench: Callable[..., Bench]) -> None:
+    bench = make_bench()
+    with full_disk(bench.ledger):
+        if what == "a goodbye":
+            bench.coordinator.leave(0, bench.sessions[0])
+        else:
+            bench.coordinator.refused(0, "Submit", RefusedError("LATE", "the round is closed"))
+    with pytest.raises(RunFailedError, match=r"writing the event log failed: .*No space"):
+        bench.coordinator.run()
 
 
 def test_an_update_that_is_durable_and_could_not_be_logged_is_not_told_as_accepted(

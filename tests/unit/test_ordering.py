@@ -21,7 +21,7 @@ def test_every_order_of_zeros_and_ones_is_sorted(n: int) -> None:
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_many_rows_and_several_blocks_of_columns(n: int, dtype: type) -> None:
     block = np.random.default_rng(n).normal(size=(n, ordering.WIDTH + 77)).astype(dtype)
-    block[:, ::3] = np.round(block[:, ::3])  # equal values, too
+    block[:, ::3] = np.round(block[:, ::3])  # equal values, and zeros of both signs, too
     for first, end in ((0, n), (1, n - 1), ((n - 1) // 2, n // 2 + 1)):
         ranks = ordering.ordered(block, first, end)
         assert ranks.dtype == dtype
