@@ -64,7 +64,7 @@ class Session:
         self._plane = make_plane(channel)
         self._changed = threading.Condition()
         self._state: pb.RoundState | None = None
-        self._fault: Exception | None = None
+        self._fault: SteelyardError | None = None
         self._closing = threading.Event()
         self._threads: list[threading.Thread] = []
 
@@ -210,8 +210,8 @@ class Session:
             with _mapped_errors():
                 work()
         except Exception as error:  # noqa: BLE001 - e.g. no thread to be had: whoever waits would wait for good
-            ours = isinstance(error, SteelyardError)
-            fault = error if ours else RunFailedError(f"following the server failed: {type(error).__name__}: {error}")
+            what = f"following the server failed: {type(error).__name__}: {error}"
+            fault = error if isinstance(error, SteelyardError) else RunFailedError(what)
             with self._changed:
                 self._fault = self._fault or fault
                 self._changed.notify_all()

@@ -100,8 +100,8 @@ def _serve(
     FederationService(coordinator, roster, half.transport.timeout_s).add_to(server)
     address = bind(server, half.transport.address, tls)
     server.start()
-    ledger.event("server_started", address=address, incarnation=ledger.incarnation)
     try:
+        ledger.event("server_started", address=address, incarnation=ledger.incarnation)
         announce(address, coordinator.fail)
         coordinator.run()
     except Exception as error:  # whatever it is, the clients must learn that the run is over
