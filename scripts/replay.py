@@ -310,7 +310,7 @@ def _refuse_damaged(run: Path, *, rows: bool, judged: bool) -> None:
             try:
                 list(read_rows(run / name, (key,)))
             except UserError as error:
-                raise UserError(f"{error} Lines are to be added to it: mend it or move it away") from None
+                raise UserError(f"{error} (lines are to be added to it: mend it or move it away)") from None
 
 
 def _child() -> int:

@@ -340,7 +340,7 @@ def test_replay_refuses_a_damaged_file_of_an_earlier_one_before_it_computes(undi
     code, said, err = shell.steelyard("replay", str(run), "--evaluator", "loo")
     what = f"{damaged}, line 2: 3 cells expected, got 2; is it cut?"
     assert (code, said) == (2, "")
-    assert err == f"steelyard: {what} Lines are to be added to it: mend it or move it away\n"
+    assert err == f"steelyard: {what} (lines are to be added to it: mend it or move it away)\n"
     _, said, err = shell.steelyard("replay", str(run))
     assert "bit-equal to the live run" in said, "who adds nothing needs none of it"
     assert str(damaged) not in err
