@@ -27,6 +27,8 @@ from steelyard.errors import RunFailedError
 TCP = "raw-tcp"
 WAYS: dict[str, dict[str, Any]] = {  # name -> kind and options of `transport_ends.py`
     TCP: {"kind": "tcp"},
+    "grpc-bare-no-digest": {"kind": "grpc-bare", "digest": False},
+    "grpc-bare-sha256": {"kind": "grpc-bare", "digest": True},
     "grpc-no-digest": {"kind": "grpc", "digest": False},
     "grpc-sha256": {"kind": "grpc", "digest": True},
     "gloo": {"kind": "gloo"},

@@ -6,12 +6,14 @@ A client sends the array that it received into; a server has one for each client
 
 from __future__ import annotations
 
+import hashlib
 import json
 import secrets
 import socket
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -26,13 +28,14 @@ import numpy as np
 
 from steelyard.bundle import BundleFile, Manifest, TensorSpec, digest, raw
 from steelyard.process import keep_freed_memory
-from steelyard.transport.base import CHUNK_BYTES, SERVER, Put, Sink, TensorPlane, Transfer
+from steelyard.transport.base import CHUNK_BYTES, SERVER, Put, Sink, TensorPlane, Transfer, chunks
 from steelyard.transport.endpoint import bind, dial, server_options
 from steelyard.transport.grpc_plane import GrpcClientPlane, GrpcServerPlane
 from steelyard.transport.settings import TransportConfig
 
 TIMEOUT_S = 300.0
 PLANES = ("grpc", "gloo-plane")  # kinds that announce digests
+BARE = "steelyard.bench.Bare"  # a gRPC service
 GLOO = TransportConfig(tensors="gloo", trusted_peers=True, timeout_s=TIMEOUT_S)
 
 
@@ -145,6 +148,50 @@ class GrpcClient(End):
         for pull, push in words["plan"]:
             _await([self.plane.receive(Transfer(id=pull, peer=SERVER, manifest=self.manifest), raw(self.model))])
             _await([self.plane.send(Transfer(id=push, peer=SERVER, manifest=self.manifest), raw(self.model))])
+        self.say(done=True)
+
+
+class BareServer(End):
+    """gRPC's streams by themselves: chunks that lay ready, dropped as they arrive. No plane in Python is faster."""
+
+    def __init__(self, options: Options) -> None:
+        super().__init__(options)
+        self.ready, self.arrived = _pieces(self.model, options.chunk_bytes), threading.Semaphore(0)
+        self.server = grpc.server(ThreadPoolExecutor(4 * options.clients + 8), options=server_options())
+        push = grpc.stream_unary_rpc_method_handler(self._push)
+        pull = grpc.unary_stream_rpc_method_handler(lambda _request, _context: iter(self.ready))
+        handler = grpc.method_handlers_generic_handler(BARE, {"Push": push, "Pull": pull})
+        self.server.add_generic_rpc_handlers((handler,))
+        self.say(address=bind(self.server, "127.0.0.1:0", None))
+        self.server.start()
+
+    def turn(self, _words: dict[str, Any]) -> None:
+        """Wait until every client has pushed."""
+        self.say(plan=[[]] * self.options.clients)
+        for _ in range(self.options.clients * self.options.repeats):
+            assert self.arrived.acquire(timeout=TIMEOUT_S)
+        self.say(done=True)
+
+    def _push(self, arriving: Iterator[bytes], _context: grpc.ServicerContext) -> bytes:
+        _drop(arriving, self.options)
+        self.arrived.release()
+        return b""
+
+
+class BareClient(End):
+    """The other end."""
+
+    def __init__(self, options: Options) -> None:
+        super().__init__(options)
+        self.ready, channel = _pieces(self.model, options.chunk_bytes), dial(options.address, None)
+        self.push = channel.stream_unary(f"/{BARE}/Push", request_serializer=None, response_deserializer=None)
+        self.pull = channel.unary_stream(f"/{BARE}/Pull", request_serializer=None, response_deserializer=None)
+
+    def turn(self, _words: dict[str, Any]) -> None:
+        """Pull and push."""
+        for _ in range(self.options.repeats):
+            _drop(self.pull(b"", timeout=TIMEOUT_S), self.options)
+            self.push(iter(self.ready), timeout=TIMEOUT_S)
         self.say(done=True)
 
 
@@ -262,6 +309,8 @@ ENDS: dict[tuple[str, str], Callable[[Options], Any]] = {
     ("tcp", "client"): TcpClient,
     ("grpc", "server"): GrpcServer,
     ("grpc", "client"): GrpcClient,
+    ("grpc-bare", "server"): BareServer,
+    ("grpc-bare", "client"): BareClient,
     ("gloo-plane", "server"): GlooPlaneServer,
     ("gloo-plane", "client"): GlooPlaneClient,
     ("gloo", "server"): GlooEnd,
@@ -277,6 +326,20 @@ def _choose_sink(module: ModuleType, *, digest: bool) -> None:
     """Have a plane of this process take the sink without a digest; the collective ones have no option for it."""
     if not digest:
         vars(module)["Sink"] = Unhashed
+
+
+def _pieces(model: np.ndarray[Any, Any], chunk_bytes: int) -> list[bytes]:
+    return [bytes(chunk) for chunk in chunks(raw(model), chunk_bytes)]
+
+
+def _drop(arriving: Iterable[bytes], options: Options) -> None:
+    """Count what arrives, and hash it if the way does."""
+    count, digest_of = 0, hashlib.sha256()
+    for chunk in arriving:
+        count += len(chunk)
+        if options.digest:
+            digest_of.update(chunk)
+    assert count == options.nbytes // 4 * 4
 
 
 def _receive(opened: socket.socket, place: memoryview) -> None:
