@@ -17,7 +17,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -175,17 +175,9 @@ def _ended(
     try:
         yield process
     finally:
-        mine = tree(process.pid)
-        for number in (signal.SIGTERM, signal.SIGKILL):
-            for pid in mine:
-                try:
-                    os.kill(pid, number)
-                except ProcessLookupError:
-                    continue
-            try:
-                process.wait(5.0)
-            except subprocess.TimeoutExpired:
-                continue
+        for pid in tree(process.pid):  # at once: a second signal to us while it ends kindly would leave it running
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         process.wait()
 
 
