@@ -4,9 +4,9 @@
     torchrun ... -m deploy.torchrun --roles DIR       role folders that `steelyard prepare` wrote; no twin, no summary
 
 With an experiment file rank 0 prepares the role folders inside the run directory, which all nodes must share; with
-`--roles` every node needs the folders of its own ranks alone. A client's rank becomes its client (same process), and
-starts itself anew for the next run, the honest twin's being the first. Whatever rank dies, torchrun restarts the group,
-and the run goes on from its recordings. Torch-free at import; imports neither side.
+`--roles` every node needs the folders of its own ranks alone. A client's rank forks its client for every run, the
+honest twin's being the first. Whatever rank dies, torchrun restarts the group, and the run goes on from its recordings.
+Torch-free at import; imports neither side.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ import runpy
 import secrets
 import signal
 import sys
+import traceback
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn
 
 from deploy.endings import ServerKilledError
 from deploy.environment import process_environment
@@ -67,7 +67,6 @@ def main() -> int:
         "--into", type=Path, metavar="RUN", help="with --roles: the run directory (default: DIR/server/run)"
     )
     parser.add_argument("--count", action="store_true", help="print how many ranks the experiment takes, and no more")
-    parser.add_argument("--after", default="", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if (arguments.experiment is None) == (arguments.roles is None):
         raise UserError("either an experiment file or --roles DIR expected")
@@ -82,7 +81,7 @@ def main() -> int:
     exit_with_launcher()
     rank = int(os.environ["RANK"])
     if rank:
-        return _take_part(rank, arguments.roles, arguments.after)
+        return _take_part(rank, arguments.roles)
     return _lead(arguments)
 
 
@@ -103,13 +102,8 @@ def _become_a_process_of_the_run() -> None:
     """Start anew under the run's own environment, unless that is this one's: no torch was imported yet."""
     if not is_launched():
         environment = rank_environment(dict(os.environ)) | {LAUNCHER: str(os.getppid())}
-        _start_anew(sys.argv[1:], environment)
-
-
-def _start_anew(arguments: list[str], environment: dict[str, str]) -> NoReturn:
-    """Put a fresh interpreter in this process's place: the same rank to torchrun."""
-    command = [sys.executable, "-m", "deploy.torchrun", *arguments]
-    os.execve(sys.executable, command, environment)  # noqa: S606 - there is no shell to need
+        command = [sys.executable, "-m", "deploy.torchrun", *sys.argv[1:]]
+        os.execve(sys.executable, command, environment)  # noqa: S606 - there is no shell to need
 
 
 def _lead(arguments: argparse.Namespace) -> int:
@@ -209,38 +203,46 @@ def _check_ranks(clients: int) -> int:
     return ranks
 
 
-def _take_part(rank: int, roles: Path | None, after: str) -> int:
-    """Rank k: wait to be told of a server, be the client, and begin anew for the next run."""
-    step = Board().ask(rank, after)
-    if step is None or step.client == NOBODY:
-        return 0
-    folder = client_folder(roles or Path(step.roles), step.client)
-    if not folder.exists():
-        raise UserError(
-            f"rank {rank}: a role folder expected at {folder}, there is none on this node; put the run directories on "
-            "a folder that all nodes share (--out), or hand each node its own with --roles"
-        )
-    code, words = _be_client(folder, step.address)
-    if code:
-        raise SystemExit(f"steelyard: rank {rank} ({folder.name}) ended with code {code}: {words}")
-    options = [word for word in sys.argv[1:] if word != f"--after={after}"]
-    return _start_anew([*options, f"--after={step.id}"], dict(os.environ))
+def _take_part(rank: int, roles: Path | None) -> int:
+    """Rank k: wait to be told of a server, have the client run, and wait for the next one."""
+    board, after = Board(), ""
+    while (step := board.ask(rank, after)) is not None and step.client != NOBODY:
+        folder = client_folder(roles or Path(step.roles), step.client)
+        if not folder.exists():
+            raise UserError(
+                f"rank {rank}: a role folder expected at {folder}, there is none on this node; put the run directories "
+                "on a folder that all nodes share (--out), or hand each node its own with --roles"
+            )
+        code = _run_client(folder, step.address)
+        if code > 0:
+            words = last_words((folder / "log.txt").read_text(encoding="utf-8", errors="replace"))
+            raise SystemExit(f"steelyard: rank {rank} ({folder.name}) ended with code {code}: {words}")
+        if code < 0:
+            raise SystemExit(f"steelyard: rank {rank} ({folder.name}) was ended by signal {-code}")
+        after = step.id
+    return 0
 
 
-def _be_client(folder: Path, address: str) -> tuple[int, str]:
-    """Run the client inside this process, writing to its log; returns its exit code and its last words."""
-    kept, arguments, log = [os.dup(1), os.dup(2)], sys.argv, folder / "log.txt"
-    with log.open("a", encoding="utf-8") as output:
+def _run_client(folder: Path, address: str) -> int:
+    """Fork the client of a role folder, which writes to its log and ends with this rank; returns its exit code.
+
+    A fork finds torch loaded, and takes gRPC and its threads with it when it ends.
+    """
+    with (folder / "log.txt").open("ab") as log:
+        rank, child = os.getpid(), os.fork()
+        if child:
+            return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         for stream in (1, 2):
-            os.dup2(output.fileno(), stream)
+            os.dup2(log.fileno(), stream)
+    code: object = 1
+    try:
+        os.environ[LAUNCHER] = str(rank)
+        exit_with_launcher(signal.SIGKILL)
         sys.argv = ["client", str(folder.resolve()), "--server", address]
-        try:
-            runpy.run_module("client", run_name="__main__", alter_sys=True)
-            code = 0
-        except SystemExit as end:
-            code = end.code if isinstance(end.code, int) else int(end.code is not None)
-        finally:
-            sys.argv = arguments
-            for stream, copy in zip((1, 2), kept, strict=True):
-                os.dup2(copy, stream)
-    return code, last_words(log.read_text(encoding="utf-8", errors="replace"))
+        runpy.run_module("client", run_name="__main__", alter_sys=True)
+    except SystemExit as end:
+        code = end.code
+    except BaseException:  # noqa: BLE001 - the log has it; above this there is the rank's own code
+        traceback.print_exc()
+    sys.stdout.flush()
+    os._exit(code if isinstance(code, int) else 1)
