@@ -78,11 +78,12 @@ class Client:
         """Take part until the run ends, or until this client's last round is over.
 
         Raises:
-            RunFailedError: the server could not be reached for `transport.timeout_s`, or the run failed.
+            RunFailedError: the server could not be reached for as long as it may want this client, or the run failed.
             RefusedError: the server refused this client for good.
         """
+        patience_s = max(self.half.patience_s, self.half.transport.timeout_s)
         while True:
-            session = connect(self._new_session, self.half.transport.timeout_s)
+            session = connect(self._new_session, patience_s)
             log.info("joined %s as client %d", self._address, session.client)
             try:
                 with session:

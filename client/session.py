@@ -248,6 +248,7 @@ def connect(make: Callable[[], Session], patience_s: float) -> Session:
     """
     end = time.monotonic() + patience_s
     pause = threading.Event()
+    told = False
     while True:
         session = make()
         try:
@@ -257,6 +258,9 @@ def connect(make: Callable[[], Session], patience_s: float) -> Session:
                 raise
             if time.monotonic() > end:
                 raise RunFailedError(f"the server could not be joined within {patience_s:g} s: {error}") from error
+            if not told:
+                log.info("trying to join for %g s: %s", patience_s, error)
+                told = True
             pause.wait(RETRY_S)
         else:
             return session

@@ -93,7 +93,7 @@ def server_half(experiment: Experiment, shape: Shape, roster: tuple[RosterEntry,
 
 def client_half(experiment: Experiment, shape: Shape, client: int) -> ClientHalf:
     """One client's half: its own seed, rounds and attack."""
-    ring = experiment.ring_of(client)
+    ring, protocol = experiment.ring_of(client), experiment.protocol
     return ClientHalf(
         client=client,
         seed=derive_seed(experiment.seed, "client", client),
@@ -107,6 +107,8 @@ def client_half(experiment: Experiment, shape: Shape, client: int) -> ClientHalf
         ring=Ring(clients=ring, seed=derive_seed(experiment.seed, "client", ring[0])) if ring else None,
         slowdowns=experiment.network.slowdowns_of(client),
         device=experiment.placement.client(client),
+        # A round is open so long, a server that started again waits so long, and one holds an earlier session so long.
+        patience_s=max(protocol.round_deadline_s, protocol.join_timeout_s, protocol.lease_s),
     )
 
 

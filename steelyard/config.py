@@ -289,7 +289,8 @@ class ClientHalf:
     """One client's half: its own index, seed, rounds and attack, and nothing of any other client's.
 
     `seed` is derived from the experiment's for this client alone, so that no client can redo another's shuffles. Only
-    a colluding attacker has a `ring`. `slowdowns` say when its own processor is a slow one.
+    a colluding attacker has a `ring`. `slowdowns` say when its own processor is a slow one. For `patience_s`, and
+    `transport.timeout_s` at least, it tries to reach a server that is gone.
     """
 
     client: int
@@ -304,6 +305,7 @@ class ClientHalf:
     ring: Ring | None = None
     slowdowns: tuple[Slowdown, ...] = ()
     device: str = "cpu"
+    patience_s: NonNegativeFloat = 0.0
 
 
 def load_experiment(path: Path, overrides: Sequence[str] = ()) -> Experiment:

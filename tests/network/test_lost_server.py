@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any
 
 import grpc
@@ -12,12 +13,14 @@ import pytest
 
 from client.app import Client
 from client.session import DisconnectedError, Session
+from deploy.forks import start
 from deploy.prepare import client_folder
 from protos import federation_pb2_grpc
 from steelyard.bundle import Manifest, TensorSpec
 from steelyard.transport.endpoint import bind, dial, server_options
 from steelyard.transport.grpc_plane import GrpcClientPlane
 from steelyard.wire import manifest_to_wire, pb
+from tests.conftest import await_until
 
 MakeFederation = Callable[..., Any]
 PATIENCE_S = 30.0
@@ -55,10 +58,9 @@ class Vanishing(federation_pb2_grpc.FederationServicer):
         yield b""
 
 
-@pytest.fixture
-def vanishing() -> Iterator[str]:
-    """The address of a server that vanishes."""
-    servicer = Vanishing()
+@contextmanager
+def serving(servicer: Vanishing) -> Iterator[str]:
+    """The address of such a server."""
     server = grpc.server(ThreadPoolExecutor(8), options=server_options())
     federation_pb2_grpc.add_FederationServicer_to_server(servicer, server)
     pull = grpc.unary_stream_rpc_method_handler(servicer.pull)
@@ -70,11 +72,36 @@ def vanishing() -> Iterator[str]:
     server.stop(None).wait(PATIENCE_S)
 
 
+@pytest.fixture
+def vanishing() -> Iterator[str]:
+    """The address of a server that vanishes."""
+    with serving(Vanishing()) as address:
+        yield address
+
+
 def test_a_connection_that_breaks_under_a_transfer_means_join_again(vanishing: str) -> None:
     session = Session(dial(vanishing, None), (), GrpcClientPlane, PATIENCE_S)
     session.join()
     with pytest.raises(DisconnectedError, match="Socket closed"), session:
         session.fetch(1)
+
+
+def test_a_client_waits_for_a_server_as_long_as_that_may_want_it(make_federation: MakeFederation) -> None:
+    """Longer than a call may take: the server may still hold a session or a round open for it."""
+    federation = make_federation(transport={"timeout_s": 1.0})
+    folder = client_folder(federation.roles, 0)
+    process = start("client", folder, ["--server", federation.address], folder / "log.txt")
+    try:
+        federation.await_event("joined", client=0)
+        federation.kill()
+        await_until(lambda: "trying to join for 30 s" in (folder / "log.txt").read_text(), "the client's first try")
+        threading.Event().wait(1.5)
+        half = federation.roles / "server" / "half.json"
+        half.write_text(half.read_text().replace('"127.0.0.1:0"', f'"{federation.address}"'))
+        federation.start()
+        assert len(await_until(lambda: federation.events("joined", client=0)[1:], "the client's return")) == 1
+    finally:
+        process.kill()
 
 
 def test_a_late_client_of_a_finished_run_ends_well(vanishing: str, make_federation: MakeFederation) -> None:
