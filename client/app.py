@@ -24,7 +24,7 @@ from client.attacks import make_attack
 from client.attacks.base import Ally, Attack, Resources, Result
 from client.session import DisconnectedError, Session, connect
 from steelyard.bundle import read_arrays
-from steelyard.certificates import ClientTls
+from steelyard.certificates import ClientTls, mistake_of
 from steelyard.config import ClientHalf, load_half
 from steelyard.decoder_store import ROLE_FILE
 from steelyard.devices import use_device
@@ -80,10 +80,13 @@ class Client:
         Raises:
             RunFailedError: the server could not be reached for as long as it may want this client, or the run failed.
             RefusedError: the server refused this client for good.
+            UserError: the certificates don't fit the server's.
         """
-        patience_s = max(self.half.patience_s, self.half.transport.timeout_s)
+        patience_s, joined = max(self.half.patience_s, self.half.transport.timeout_s), False
         while True:
-            session = connect(self._new_session, patience_s)
+            # Certificates that did fit are no mistake: whoever answers now is not the server, which may come back.
+            session = connect(self._new_session, patience_s, None if joined else self._check_certificates)
+            joined = True
             log.info("joined %s as client %d", self._address, session.client)
             try:
                 with session:
@@ -95,6 +98,12 @@ class Client:
                 if _has_ended(session.state):  # a server whose run is over goes away, late clients or not
                     return
                 log.info("connection lost, joining again: %s", lost)
+
+    def _check_certificates(self, said: str) -> None:
+        """Raise `UserError` if a connection did not come about as certificates don't fit, by gRPC's words."""
+        mistake = mistake_of(said, self._folder / "certificates") if self._tls else None
+        if mistake is not None:
+            raise UserError(f"certificates: {mistake}")
 
     def _new_session(self) -> Session:
         channel = dial(self._address, self._tls)

@@ -235,12 +235,13 @@ def _mapped_errors() -> Iterator[None]:
         raise
 
 
-def connect(make: Callable[[], Session], patience_s: float) -> Session:
+def connect(make: Callable[[], Session], patience_s: float, check: Callable[[str], None] | None = None) -> Session:
     """Join a session, trying again while the server can't be reached or still holds an earlier session of ours.
 
     Args:
         make: a fresh session, not yet joined.
         patience_s: how long to try.
+        check: hears why a try failed; raises if no other will be better.
 
     Raises:
         RunFailedError: the time ran out; says what the last try met.
@@ -256,6 +257,8 @@ def connect(make: Callable[[], Session], patience_s: float) -> Session:
         except (DisconnectedError, RefusedError) as error:
             if isinstance(error, RefusedError) and error.refusal != "ALREADY_LIVE":
                 raise
+            if check is not None:
+                check(str(error))
             if time.monotonic() > end:
                 raise RunFailedError(f"the server could not be joined within {patience_s:g} s: {error}") from error
             if not told:

@@ -18,7 +18,7 @@ from typing import TypeAlias, TypeVar
 
 import grpc
 from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
@@ -28,6 +28,7 @@ from steelyard.errors import UserError
 VALID = dt.timedelta(days=365)
 CLOCK_SKEW = dt.timedelta(hours=1)
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
+MEND = "make all of them with one `steelyard certs`"
 CLIENT_URI = re.compile(r"steelyard://client/(0|[1-9][0-9]{0,8})")
 T = TypeVar("T")
 Authority: TypeAlias = tuple[x509.Certificate, ec.EllipticCurvePrivateKey]
@@ -115,6 +116,24 @@ def client_of_certificate(pem: bytes) -> int | None:
     uris = names.get_values_for_type(x509.UniformResourceIdentifier)
     match = CLIENT_URI.fullmatch(uris[0]) if len(uris) == 1 else None
     return int(match[1]) if match else None
+
+
+def mistake_of(said: str, folder: Path) -> str | None:
+    """What is wrong with certificates, for a person, by gRPC's words for a client's connection that did not come about.
+
+    Args:
+        said: gRPC's words.
+        folder: the client's role folder of certificates.
+
+    Returns:
+        None: nothing that could be known of. A server that refuses a client's certificate only closes the connection.
+    """
+    if "Hostname Verification Check failed" in said:
+        return "the server's certificate does not name its host; make it with `steelyard certs --host HOST`"
+    _, found, why = said.partition("CERTIFICATE_VERIFY_FAILED: ")
+    if not found:
+        return None
+    return f"the server's certificate does not hold by {folder / 'ca.pem'} ({why.removesuffix(': OK')}); {MEND}"
 
 
 def _make_authority() -> Authority:
@@ -210,15 +229,45 @@ def _read_role(folder: Path) -> tuple[bytes, bytes, bytes]:
         raise UserError(
             f"certificates: {error.filename} expected ({error.strerror}); make them with `steelyard certs`"
         ) from None
-    _parsed(folder / "ca.pem", authority, x509.load_pem_x509_certificate)
-    shown = _parsed(folder / "cert.pem", certificate, x509.load_pem_x509_certificate).public_key()
+    trusted = _parsed(folder / "ca.pem", authority, x509.load_pem_x509_certificates)
+    chain = _parsed(folder / "cert.pem", certificate, x509.load_pem_x509_certificates)
+    shown = chain[0].public_key()
     held = _parsed(folder / "key.pem", key, lambda pem: serialization.load_pem_private_key(pem, None)).public_key()
     if shown != held:
         raise UserError(
             f"certificates: {folder}: cert.pem and key.pem of one pair expected, they are of two; make them anew with "
             "`steelyard certs`"
         )
+    if _is_of_a_namesake(chain, trusted):
+        raise UserError(
+            f"certificates: {folder / 'ca.pem'}: the authority of cert.pem expected, it is another one of the same "
+            f"name; {MEND}"
+        )
     return authority, certificate, key
+
+
+def _is_of_a_namesake(chain: Sequence[x509.Certificate], trusted: Sequence[x509.Certificate]) -> bool:
+    """Whether no trusted authority signed a role's own certificate, though one has the name of who did.
+
+    Of any other that is not among them nothing is known: an intermediate one, for instance, may stand in the peers'
+    ca.pem alone.
+    """
+    top, others = chain[0], list(chain[1:])
+    while not any(_signed(authority, top) for authority in trusted):
+        above = next((other for other in others if _signed(other, top)), None)
+        if above is None:
+            return any(authority.subject == top.issuer for authority in trusted)
+        others.remove(above)
+        top = above
+    return False
+
+
+def _signed(issuer: x509.Certificate, certificate: x509.Certificate) -> bool:
+    try:
+        certificate.verify_directly_issued_by(issuer)
+    except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm):
+        return False
+    return True
 
 
 def _parsed(path: Path, pem: bytes, parse: Callable[[bytes], T]) -> T:

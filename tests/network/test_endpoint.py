@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
 
+from client.app import Client
+from deploy.prepare import client_folder
 from steelyard.bundle import Manifest, TensorSpec, digest
-from steelyard.certificates import ClientTls, ServerTls, client_of_certificate, write_certificates
+from steelyard.certificates import ClientTls, ServerTls, client_of_certificate, mistake_of, write_certificates
 from steelyard.errors import RefusedError, RemoteFault, UserError
 from steelyard.transport.base import SERVER, Transfer
 from steelyard.transport.endpoint import bind, dial, server_options
@@ -74,10 +78,10 @@ def test_dialling_port_zero_is_the_users_mistake() -> None:
 class TlsServer:
     """A tensor plane over mutual TLS; its clients are who their certificates say."""
 
-    def __init__(self, pool: ThreadPoolExecutor, tls: ServerTls) -> None:
+    def __init__(self, pool: ThreadPoolExecutor, tls: ServerTls, address: str = "127.0.0.1:0") -> None:
         self.plane = GrpcServerPlane(self._authenticate)
         self.server = grpc.server(pool, handlers=[self.plane.handler()], options=server_options())
-        self.address = bind(self.server, "127.0.0.1:0", tls)
+        self.address = bind(self.server, address, tls)
         self.server.start()
 
     @staticmethod
@@ -153,3 +157,21 @@ def test_a_client_posing_as_the_server_is_not_believed(pool: ThreadPoolExecutor,
     impostor = TlsServer(pool, posing)
     assert_kept_out(attempt(dial(impostor.address, ClientTls.load(folder / "ours" / "client-0"))))
     impostor.server.stop(None).wait(WAIT_S)
+
+
+def test_a_client_names_the_file_that_does_not_fit_the_servers_certificate(
+    folder: Path, make_federation: Callable[..., Any]
+) -> None:
+    federation = make_federation(transport={"certificates": str(folder / "ours")}, protocol={"join_timeout_s": 60.0})
+    role = client_folder(federation.roles, 0)
+    shutil.copytree(folder / "theirs" / "client-0", role / "certificates", dirs_exist_ok=True)
+    line = rf"{role}/certificates/ca\.pem \(unable to get local issuer certificate\); make all of them"
+    with pytest.raises(UserError, match=line):
+        Client(role, federation.address).run()
+
+
+def test_a_server_under_a_name_that_its_certificate_lacks_is_told(pool: ThreadPoolExecutor, folder: Path) -> None:
+    server = TlsServer(pool, ServerTls.load(folder / "ours" / "server"), "127.0.0.2:0")
+    fault = str(attempt(dial(server.address, ClientTls.load(folder / "ours" / "client-0"))))
+    assert "steelyard certs --host" in (mistake_of(fault, folder) or "")
+    server.server.stop(None).wait(WAIT_S)

@@ -9,7 +9,8 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import NameOID
 
 from steelyard.certificates import ClientTls, ServerTls, client_of_certificate, write_certificates
 from steelyard.errors import UserError
@@ -112,6 +113,55 @@ def test_a_damaged_file_is_named(role: type[ServerTls | ClientTls], name: str, f
     with pytest.raises(UserError, match=f"{path}: a PEM file expected, it is damaged .*make them anew") as caught:
         role.load(copy)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("role", "kind"), [("server", ServerTls), ("client-0", ClientTls)])
+def test_an_authority_of_the_same_name_that_did_not_sign_is_told(
+    role: str, kind: type[ServerTls | ClientTls], folder: Path, tmp_path: Path
+) -> None:
+    write_certificates(tmp_path / "others", 1, [])
+    copy = shutil.copytree(folder / role, tmp_path / "role")
+    shutil.copy(tmp_path / "others" / "ca.pem", copy)
+    with pytest.raises(UserError, match=f"{copy / 'ca.pem'}: the authority of cert.pem expected, it is another one"):
+        kind.load(copy)
+    (copy / "ca.pem").write_bytes((tmp_path / "others" / "ca.pem").read_bytes() + (folder / "ca.pem").read_bytes())
+    kind.load(copy)  # both are trusted: one of them may be about to take over
+
+
+def signed(
+    name: str, issuer: tuple[str, ec.EllipticCurvePrivateKey] | None
+) -> tuple[bytes, ec.EllipticCurvePrivateKey]:
+    """A certificate as PEM, and its key; it signs itself if there is no issuer."""
+    key, now = ec.generate_private_key(ec.SECP256R1()), dt.datetime.now(dt.UTC)
+    by, by_key = issuer or (name, key)
+    subject, above = (x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, text)]) for text in (name, by))
+    builder = x509.CertificateBuilder(above, subject, key.public_key(), 1, now, now + dt.timedelta(days=1))
+    return builder.sign(by_key, hashes.SHA256()).public_bytes(Encoding.PEM), key
+
+
+def test_intermediate_authorities_raise_no_alarm_wherever_they_stand(tmp_path: Path) -> None:
+    root, root_key = signed("root", None)
+    middle, middle_key = signed("middle", ("root", root_key))
+    leaf, key = signed("leaf", ("middle", middle_key))
+    other, _ = signed("other", None)
+    (tmp_path / "key.pem").write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    for authority, chain in (
+        (root, leaf + middle),
+        (root, leaf + other + middle),
+        (other + root, leaf + middle),
+        (middle, leaf),
+        (root + middle, leaf),
+        (root, leaf),  # the peers' ca.pem may have the one between
+        (other, leaf),  # peers of another authority than one's own
+    ):
+        (tmp_path / "ca.pem").write_bytes(authority)
+        (tmp_path / "cert.pem").write_bytes(chain)
+        assert ServerTls.load(tmp_path).certificate == chain
+    namesake, _ = signed("root", None)
+    (tmp_path / "ca.pem").write_bytes(namesake)
+    (tmp_path / "cert.pem").write_bytes(leaf + middle)
+    with pytest.raises(UserError, match="another one of the same name"):
+        ServerTls.load(tmp_path)
 
 
 def test_a_key_of_another_certificate_is_told(folder: Path, tmp_path: Path) -> None:
