@@ -221,7 +221,7 @@ class Coordinator:
 
         Raises:
             RefusedError: EQUIVOCATION, WRONG_ROUND, NOT_PARTICIPATING, BAD_LAYOUT or STALE_SESSION.
-            WaitTimeoutError: an update of the same client that came before was not durable in time.
+            WaitTimeoutError: the file of an update of the same client that came before was at work for too long.
         """
         with self._changed:
             self._sessions.get(session_id, client, time.monotonic())
@@ -230,7 +230,14 @@ class Coordinator:
                 return receipt
             self._machine.check_open(client, number)
             assert self._global is not None
-            return self._uploads.expect(client, number, manifest, self._global)
+            base = self._global
+            self._uploads.announce(client, manifest)
+
+        def check() -> None:
+            self._sessions.get(session_id, client, time.monotonic())
+            self._machine.check_open(client, number)
+
+        return self._uploads.expect(client, number, manifest, base, check)
 
     def receipt(self, client: int, session_id: str, transfer_id: str, timeout_s: float) -> Receipt:
         """Wait for what becomes of an announced update; see `Uploads.awaited` and `Upload.receipt` for the errors."""

@@ -117,11 +117,15 @@ class FederationService(federation_pb2_grpc.FederationServicer):
 
     def Leave(self, request: pb.LeaveRequest, context: grpc.ServicerContext) -> pb.LeaveReply:  # noqa: N802
         """End the session."""
-        try:
-            self._coordinator.leave(self._roster.identify(context), request.session)
-        except RefusedError as error:  # it wanted to be gone, and it is
-            self._coordinator.refused(None, "Leave", error)
-        return pb.LeaveReply()
+
+        def leave(client: int) -> pb.LeaveReply:
+            self._coordinator.leave(client, request.session)
+            return pb.LeaveReply()
+
+        def refused(**_fault: Any) -> pb.LeaveReply:  # it wanted to be gone, and it is
+            return pb.LeaveReply()
+
+        return self._answer("Leave", context, leave, refused)
 
     def _answer(
         self,

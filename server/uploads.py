@@ -65,8 +65,9 @@ class Upload:
 class Uploads:
     """The updates that clients hand in: of each client one at most is on its way, the last that it announced.
 
-    Callers hold the coordinator's lock. The tensor plane's thread that has an update's last byte makes it durable, and
-    takes the lock only to claim it and to count it, so that a slow disk blocks no heartbeat.
+    Callers hold the coordinator's lock, but for `expect`. It makes an update's file, and the tensor plane's thread that
+    has the last byte makes that durable, and both take the lock only for what is theirs to tell, so that a slow disk
+    blocks no heartbeat.
 
     Args:
         changed: the coordinator's lock; reentrant, as an upload may end inside the call that cancels it.
@@ -98,21 +99,23 @@ class Uploads:
         self._apply = apply
         self._fail = fail
         self._in_flight: dict[int, Upload] = {}
+        self._creating: set[int] = set()  # whose next one's file is being made
         # By client, one each; kept over the round, for who asks late what became of it.
         self._latest: dict[int, Upload] = {}
         for part in recordings.folder.glob("round-*/*.part"):  # only whole, durable updates have the final name
             part.unlink()
 
     def accepted(self, client: int, number: int, sha256: str, timeout_s: float) -> Receipt | None:
-        """The receipt of an update that is accepted already, once none is being made durable; None: none is accepted.
+        """The receipt of an update that is accepted already; None: none is accepted. Waits while a file is at work.
 
         Raises:
             RefusedError: EQUIVOCATION, another update of the client is accepted.
-            WaitTimeoutError: an update of the same client that came before was not durable in time.
+            WaitTimeoutError: the file of an update of the same client that came before was not made, or made durable,
+                in time.
         """
         end = time.monotonic() + timeout_s
-        while (held := self._in_flight.get(client)) is not None and held.claimed:
-            if not self._changed.wait(end - time.monotonic()):  # it crosses a commit of its own, which ends first
+        while self._is_at_work(client):
+            if not self._changed.wait(end - time.monotonic()):  # it crosses one of its own, which ends first
                 raise WaitTimeoutError(f"client {client}'s update was not durable within {timeout_s:g} s")
         accepted = self._accepted_digest(number, client)
         if accepted is None:
@@ -122,8 +125,8 @@ class Uploads:
             raise RefusedError("EQUIVOCATION", detail)
         return Receipt(round=number, sha256=accepted)
 
-    def expect(self, client: int, number: int, manifest: Manifest, base: BundleFile) -> Transfer:
-        """Have the plane expect an announced update to the model `base`; it supersedes the client's one on its way.
+    def announce(self, client: int, manifest: Manifest) -> None:
+        """Take an announcement, which supersedes the client's update on its way; `expect` must follow.
 
         Raises:
             RefusedError: BAD_LAYOUT.
@@ -133,14 +136,50 @@ class Uploads:
             raise RefusedError("BAD_LAYOUT", layout_difference(self._specs, manifest.tensors))
         if client in self._in_flight:
             self.plane.cancel(self._in_flight[client].transfer.id)
+        self._creating.add(client)
+
+    def expect(
+        self, client: int, number: int, manifest: Manifest, base: BundleFile, check: Callable[[], None]
+    ) -> Transfer:
+        """Make the file of an announced update to the model `base`, and have the plane expect its bytes.
+
+        Without the lock: where a file system can't allocate a file at once, all of it is written.
+
+        Args:
+            client: whose update it is.
+            number: the round's.
+            manifest: the update's.
+            base: the round's global model.
+            check: asked, with the lock held, once the file is there; raises if nobody wants it any more.
+
+        Raises:
+            OSError: the disk has no room for it.
+        """
+        assert self.plane is not None
         transfer = Transfer(id=secrets.token_hex(16), peer=client, manifest=manifest)
-        part = self._recordings.update_file(number, client).with_suffix(f".{transfer.id}.part")
-        file = BundleFile.create(part, manifest)
-        upload = Upload(client, number, transfer, file, time.monotonic())
-        self._in_flight[client] = self._latest[client] = upload
-        arrived = self.plane.receive(transfer, file.data, file.put)
+        try:
+            part = self._recordings.update_file(number, client).with_suffix(f".{transfer.id}.part")
+            file = BundleFile.create(part, manifest)
+            try:
+                with self._changed:
+                    check()
+                    arrived = self.plane.receive(transfer, file.data, file.put)
+                    upload = Upload(client, number, transfer, file, time.monotonic())
+                    self._in_flight[client] = self._latest[client] = upload
+            except BaseException:
+                file.close()
+                part.unlink()
+                raise
+        finally:
+            with self._changed:
+                self._creating.remove(client)
+                self._changed.notify_all()
         arrived.add_done_callback(functools.partial(self._arrived, upload, base))
         return transfer
+
+    def _is_at_work(self, client: int) -> bool:
+        held = self._in_flight.get(client)
+        return client in self._creating or (held is not None and held.claimed)
 
     def bytes_arrived(self, client: int, count: int) -> None:
         """Count the bytes of a client's update on its way."""
@@ -241,7 +280,10 @@ class Uploads:
                 sha256=upload.transfer.manifest.sha256,
                 seconds=round(seconds, 6),
             )
-            self._apply(Received(upload.client))
+            try:
+                self._apply(Received(upload.client))
+            except OSError as error:  # it counts; what follows from it, e.g. the round's close, could not be written
+                self._fail(f"taking client {upload.client}'s update of round {upload.round} failed: {error!r}")
 
     def _accepted_digest(self, number: int, client: int) -> str | None:
         """The digest of the client's update that a round counts, in this life of the server or an earlier one.
