@@ -28,6 +28,7 @@ from steelyard.transport.settings import TransportConfig, check_transport
 from steelyard.wire import pb
 
 MAX_CHUNK_BYTES = 2**30
+MAX_PIECES = 2**14  # of a bundle: each costs time and memory, whatever its size; of 16 MiB they make 256 GiB
 
 
 @dataclass(eq=False, kw_only=True)
@@ -156,6 +157,9 @@ class CollectiveServerPlane(federation_pb2_grpc.PairsServicer):
             announced = entry.transfer.manifest.nbytes
             if entry.incoming and request.nbytes != announced:
                 raise size_fault(announced, request.nbytes)
+            if announced > MAX_PIECES * request.chunk_bytes:
+                detail = f"{announced} bytes in at most {MAX_PIECES} pieces expected, got {request.chunk_bytes} in each"
+                raise RefusedError("BAD_TRANSFER", detail)
             if not context.add_callback(ended):
                 return
             yield pb.MoveReply(nbytes=entry.view.nbytes)

@@ -1,5 +1,9 @@
 """The book of a plane's transfers: which are expected, which run, whose they are. An id is good for one use.
 
+A peer can run a transfer only while it stands in the book, and it leaves the book with its first use. Its owner draws
+128 random bits for each, so none comes again; the last ids are remembered to tell an owner that has it wrong, all of
+them would let a client that asks for the model in a loop fill the server's memory.
+
 Whoever runs a transfer settles it; `cancel` and `close` only tell a running one to stop, so that a future is done
 after the last touch of its memory, never before. Nothing here knows how bytes move.
 """
@@ -7,6 +11,7 @@ after the last touch of its memory, never before. Nothing here knows how bytes m
 from __future__ import annotations
 
 import threading
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
@@ -15,6 +20,7 @@ from steelyard.errors import RefusedError, WaitTimeoutError
 from steelyard.transport.base import Put, Transfer
 
 STOP_TIMEOUT_S = 10.0
+REMEMBERED = 1000  # ids of the last transfers
 
 
 @dataclass(eq=False)
@@ -37,7 +43,7 @@ class Pending:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._entries: dict[str, Entry] = {}
-        self._used: set[str] = set()
+        self._used: deque[str] = deque(maxlen=REMEMBERED)
         self._closed = False
 
     def add(self, transfer: Transfer, view: memoryview, *, incoming: bool, put: Put | None = None) -> Entry:
@@ -48,10 +54,10 @@ class Pending:
         with self._lock:
             if self._closed:
                 entry.stopped = RefusedError("LATE", "the tensor plane is closed")
-            elif transfer.id in self._used:
+            elif transfer.id in self._entries or transfer.id in self._used:
                 entry.stopped = RefusedError("BAD_TRANSFER", f"transfer {transfer.id} was used before")
             else:
-                self._used.add(transfer.id)
+                self._used.append(transfer.id)
                 self._entries[transfer.id] = entry
         if entry.stopped:
             self.settle(entry)

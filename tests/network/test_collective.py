@@ -204,6 +204,24 @@ def test_a_client_that_never_meets_its_pair_is_told_so() -> None:
         assert set(memory) == {ord("x")}
 
 
+@pytest.mark.parametrize("to_server", [True, False])
+def test_a_bundle_in_pieces_without_number_is_refused(world: World, *, to_server: bool) -> None:
+    """Of a byte each, the tensors that stand for the pieces of a megabyte take the server 800."""
+    hand = world.hand(0)
+    pair = hand.pair()
+    data = memoryview(bytearray(2**16))
+    manifest = Manifest((TensorSpec("x", "U8", (len(data),)),), digest(data))
+    expected = Transfer(id=secrets.token_hex(16), peer=0, manifest=manifest)
+    moved = world.plane.receive(expected, data) if to_server else world.plane.send(expected, data)
+    request = pb.MoveRequest(
+        epoch=pair.epoch, transfer=expected.id, to_server=to_server, nbytes=len(data), chunk_bytes=1
+    )
+    with pytest.raises(RefusedError, match="65536 bytes in at most 16384 pieces expected, got 1 in each"):
+        fault_of_end(hand.stub.Move(request, metadata=hand.metadata, timeout=WAIT_S))
+    assert isinstance(moved.exception(WAIT_S), RefusedError)
+    assert not pair.is_retired
+
+
 def test_a_client_reaches_its_own_pairs_keys_only(world: World) -> None:
     owner, other = world.hand(0), world.hand(1)
     for hand in (owner, other):

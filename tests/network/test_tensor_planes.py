@@ -25,6 +25,7 @@ from steelyard.transport.collective_server import CollectiveServerPlane
 from steelyard.transport.endpoint import bind, dial, server_options
 from steelyard.transport.grpc_plane import GrpcClientPlane, GrpcServerPlane
 from steelyard.transport.memory import MemoryHub
+from steelyard.transport.pending import REMEMBERED
 from steelyard.transport.settings import TransportConfig
 
 WAIT_S = 30
@@ -289,6 +290,23 @@ def test_an_id_is_good_for_one_use(world: World) -> None:
     untouched = bytearray(10)
     assert refusal(world.server.receive(theirs, memoryview(untouched))) == "BAD_TRANSFER"
     assert untouched == bytes(10)
+
+
+def test_a_plane_remembers_the_last_ids_and_what_is_still_open() -> None:
+    """A client that asks for the model in a loop may not fill the server's memory with ids."""
+    with memory_world() as world:
+        manifest, data = bundle(1, 10)
+        still_open, ours = transfer(manifest, 0)
+        sent = world.server.send(still_open, data)
+        for _ in range(3 * REMEMBERED):
+            last, _ = transfer(manifest, 0)
+            world.server.send(last, data)
+            world.server.cancel(last.id)
+        for known in (still_open, last):
+            assert refusal(world.server.send(known, data)) == "BAD_TRANSFER"
+        assert len(world.server.pending._used) == REMEMBERED  # type: ignore[attr-defined]
+        world.client(0).receive(ours, memoryview(bytearray(10))).result(WAIT_S)
+        sent.result(WAIT_S)
 
 
 def test_a_cancelled_transfer_is_late(world: World) -> None:
