@@ -109,9 +109,9 @@ class Session:
             with self._changed:
                 self._stream.cancel()
             self._plane.close()
+            self._channel.close()  # ends every call, so that no thread waits for a server that does not answer
             for thread in self._threads:
                 thread.join(self._timeout_s)
-            self._channel.close()
 
     @property
     def state(self) -> pb.RoundState | None:

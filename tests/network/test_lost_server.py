@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -84,6 +85,30 @@ def test_a_connection_that_breaks_under_a_transfer_means_join_again(vanishing: s
     session.join()
     with pytest.raises(DisconnectedError, match="Socket closed"), session:
         session.fetch(1)
+
+
+class Frozen(Vanishing):
+    """A server that answers no heartbeat."""
+
+    def Join(self, _request: Any, _context: grpc.ServicerContext) -> Any:  # noqa: N802 - gRPC's name
+        return pb.JoinReply(session="s", client=0, lease_s=0.3, incarnation=1)
+
+    def Heartbeat(self, _request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802 - gRPC's name
+        self.over.set()
+        while context.is_active():
+            threading.Event().wait(0.1)
+
+
+def test_a_session_ends_at_once_whatever_its_server_does_not_answer() -> None:
+    frozen = Frozen()
+    with serving(frozen) as address:
+        session = Session(dial(address, None), (), GrpcClientPlane, PATIENCE_S)
+        session.join()
+        assert frozen.over.wait(PATIENCE_S)
+        began = time.monotonic()
+        lost = DisconnectedError("as from a transfer that took too long")
+        session.__exit__(DisconnectedError, lost, None)
+        assert time.monotonic() - began < PATIENCE_S / 3
 
 
 def test_a_client_waits_for_a_server_as_long_as_that_may_want_it(make_federation: MakeFederation) -> None:
