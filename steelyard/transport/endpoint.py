@@ -6,6 +6,7 @@ Beyond loopback only with mutual TLS. Nothing here knows what is served.
 from __future__ import annotations
 
 import ipaddress
+import resource
 from typing import TypeAlias
 
 import grpc
@@ -37,11 +38,21 @@ _WINDOW: Options = (
 )
 
 
+def connections() -> int:
+    """How many connections a server has at most: half of the files that its process may open, the rest is the run's.
+
+    Else whoever opens connections and keeps them ends the run, by the first update whose file can't be opened.
+    """
+    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return max(files // 2, 1) if 0 <= files < 2**20 else 2**19
+
+
 def server_options() -> Options:
-    """Options of every `grpc.Server`: message sizes, calls, window, keepalive, and a busy port is an error."""
+    """Options of every `grpc.Server`: sizes, calls, connections, window, keepalive, and a busy port is an error."""
     return (
         ("grpc.so_reuseport", 0),
         ("grpc.max_concurrent_streams", STREAMS),
+        ("grpc.max_allowed_incoming_connections", connections()),
         ("grpc.max_receive_message_length", MESSAGE_BYTES),
         ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
         *_KEEPALIVE,

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import resource
 import shutil
+import socket
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -175,3 +178,28 @@ def test_a_server_under_a_name_that_its_certificate_lacks_is_told(pool: ThreadPo
     fault = str(attempt(dial(server.address, ClientTls.load(folder / "ours" / "client-0"))))
     assert "steelyard certs --host" in (mistake_of(fault, folder) or "")
     server.server.stop(None).wait(WAIT_S)
+
+
+def is_closed(connection: socket.socket) -> bool:
+    """Whether the other end has closed a connection, or does so soon."""
+    connection.settimeout(0.3)
+    try:
+        return not connection.recv(1)
+    except ConnectionResetError:
+        return True
+    except TimeoutError:
+        return False
+
+
+def test_connections_leave_a_server_half_of_its_files(
+    pool: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Kept open and silent, they would end the run: by the first update whose file can't be made."""
+    monkeypatch.setattr(resource, "getrlimit", lambda _what: (20, 4096))
+    server = grpc.server(pool, options=server_options())
+    host, port = bind(server, "127.0.0.1:0", None).split(":")
+    server.start()
+    with ExitStack() as stack:
+        idle = [stack.enter_context(socket.create_connection((host, int(port)), WAIT_S)) for _ in range(15)]
+        assert sum(is_closed(connection) for connection in idle) == 5
+    server.stop(None).wait(WAIT_S)
