@@ -283,7 +283,11 @@ class Coordinator:
         self._changed.notify_all()
 
     def _open(self, action: OpenRound) -> None:
-        self._global = BundleFile.open(self._recordings.global_file(action.round))
+        try:
+            self._global = BundleFile.open(self._recordings.global_file(action.round))
+        except SteelyardError as error:  # our own damaged file: no refusal of the client whose request opens the round
+            self.fail(f"opening round {action.round} failed: {error}")
+            return
         deadline_s = round(action.deadline - time.monotonic(), 3)
         self._ledger.event(
             "round_opened",

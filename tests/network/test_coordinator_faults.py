@@ -128,3 +128,16 @@ def test_a_goodbye_whose_round_cannot_be_closed_ends_the_run(make_federation: Ma
     with pytest.raises(grpc.RpcError):
         clients[2].call("Leave", pb.LeaveRequest(session=clients[2].session))
     assert "Leave of client 2" in federation.await_event("failed")["reason"]
+
+
+def test_a_damaged_model_ends_a_resumed_run_and_is_no_fault_of_who_joins(make_federation: MakeFederation) -> None:
+    federation = make_federation(protocol=PATIENT)
+    federation.kill()
+    model = Recordings(federation.run).global_file(1)
+    model.write_bytes(model.read_bytes()[:-1])
+    federation.start()
+    clients = [federation.client(k) for k in range(3)]
+    assert [client.join().refusal for client in clients] == [""] * 3
+    reason = federation.await_event("failed")["reason"]
+    assert reason.startswith("opening round 1 failed: TRUNCATED: global.safetensors: ")
+    assert clients[2].wait_for(lambda state: state.phase == pb.FAILED).reason == reason
