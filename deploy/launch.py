@@ -32,7 +32,7 @@ from steelyard.config import Experiment, RosterEntry, Shape, to_json
 from steelyard.errors import RunFailedError, UserError, WaitTimeoutError
 from steelyard.network import Fault
 from steelyard.parsing import differing, parse
-from steelyard.process import MISTAKE, last_words
+from steelyard.process import MISTAKE, in_a_line, last_words
 from steelyard.recording import ROLES
 from steelyard.report.html import write_picture, write_report
 from steelyard.report.origin import check_data, data_of, made
@@ -241,21 +241,20 @@ def _run_one(experiment: Experiment, run: Path, honest: Path | None, options: Op
         manifest = _begin(experiment, run, honest, options.launcher, view.say)
         if honest is not None:
             _link_twin(run, honest)
-        view.begin(experiment, run, honest)
-        started = time.monotonic()
+        before, started = manifest.get("seconds", 0.0), time.monotonic()
         try:
+            view.begin(experiment, run, honest)
             _launch(experiment, run, options, view)
-            seconds = round(manifest.get("seconds", 0.0) + time.monotonic() - started, 3)
-            manifest |= {"seconds": seconds}
+            manifest["seconds"] = round(before + time.monotonic() - started, 3)
             _write_manifest(run, {**manifest, "status": "RUNNING"})
             summary = summarize(run, honest, experiment.attackers, boundary=boundary_of(manifest))
             write_summary(run, summary)
             write_report(run, summary)
             write_picture(summary, run / "values.svg")
         except BaseException as error:
-            # Ctrl-C and errors alike leave a directory that says what happened and can be continued.
-            reason = "interrupted" if isinstance(error, KeyboardInterrupt) else str(error) or type(error).__name__
-            seconds = round(manifest.get("seconds", 0.0) + time.monotonic() - started, 3)
+            # Ctrl-C, an output without a reader, and errors alike leave a directory that says so and can be continued.
+            reason = "interrupted" if isinstance(error, KeyboardInterrupt | BrokenPipeError) else in_a_line(error)
+            seconds = round(before + time.monotonic() - started, 3)
             try:
                 _write_manifest(run, {**manifest, "seconds": seconds, "status": "FAILED", "reason": reason})
             except OSError as full:  # the reason matters more, and a run that is not DONE can go on

@@ -28,6 +28,7 @@ from deploy.endings import run_child
 from deploy.prepare import server_folder
 from deploy.provenance import provenance
 from scripts import bench_transport
+from scripts.console import make_console
 from steelyard.bundle import read_arrays, write_text
 from steelyard.config import (
     ClientsConfig,
@@ -51,7 +52,6 @@ if TYPE_CHECKING:
     from steelyard.benchmarks.evaluation import Timing
     from steelyard.scoring.evaluation import Device
 
-WIDTH = 120
 COLOURS = (ATTACKER, BENIGN, INK, HONEST, "#4f9d69", "#b8862b")  # as many curves as a legend has room for
 COLOUR = Shape(channels=3, height=32, width=32, classes=10)
 SHAPES = {
@@ -137,7 +137,7 @@ def _refuse_ignored(arguments: argparse.Namespace) -> None:
 
 def measure(options: dict[str, str]) -> None:
     """Print every part that was asked for, and draw it."""
-    console = Console(highlight=False, markup=False, soft_wrap=True, width=None if sys.stdout.isatty() else WIDTH)
+    console = make_console()
     found, today = provenance(), dt.datetime.now(dt.UTC).date()
     versions = ", ".join(f"{name} {found['versions'][name]}" for name in ("torch", "numpy", "steelyard"))
     gpu = f", {_gpu()}" if options["device"] == "cuda" else ""

@@ -20,12 +20,12 @@ from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
 
-from rich.console import Console
 from rich.table import Table
 
 from deploy.endings import run_child
 from deploy.launch import Options, run_experiment
 from deploy.provenance import provenance
+from scripts.console import make_console
 from steelyard.benchmarks.transport import WAYS, Case, Cell, compare
 from steelyard.benchmarks.transport_peers import PEERS, measure
 from steelyard.bundle import write_text
@@ -35,7 +35,6 @@ from steelyard.process import exit_with_launcher, run_main
 from steelyard.recording import read_events
 from steelyard.report.figures import BENIGN, HONEST, Span, interval_figure
 
-WIDTH = 120
 OWN = "steelyard-round"
 NAMES = (*WAYS, OWN, *PEERS)
 READERS = {  # which ways look at an option; raw TCP is always timed, and repeated
@@ -165,7 +164,7 @@ class Silent:
 
 def report(options: dict[str, object]) -> None:
     """Print the table, write transport.json and draw transport.svg."""
-    console = Console(highlight=False, markup=False, soft_wrap=True, width=None if sys.stdout.isatty() else WIDTH)
+    console = make_console()
     found, today = provenance(), dt.datetime.now(dt.UTC).date()
     versions = ", ".join(f"{name} {found['versions'][name]}" for name in ("torch", "grpcio", "steelyard"))
     load = os.getloadavg()

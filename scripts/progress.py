@@ -8,10 +8,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.control import Control
 from rich.segment import ControlType
 
+from scripts.console import make_console
 from steelyard.config import Experiment
 from steelyard.csv_rows import read_rows
 from steelyard.recording import read_events
@@ -29,9 +29,7 @@ class Progress:
     """Follows run directories; a `deploy.launch.View`."""
 
     def __init__(self) -> None:
-        self._console = Console(
-            highlight=False, markup=False, soft_wrap=True, width=None if sys.stdout.isatty() else WIDTH
-        )
+        self._console = make_console(WIDTH)
         self.run: Path | None = None
         self._seen = 0
         self._passing = False  # the terminal's last line is one that the next line takes the place of

@@ -10,10 +10,9 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
-
 from deploy.launch import Options, check_roles
 from deploy.sweep import Outcome, check_made, run_cells, share, unfinished
+from scripts.console import make_console
 from scripts.progress import command_name
 from steelyard.csv_rows import read_rows
 from steelyard.errors import UserError
@@ -52,7 +51,7 @@ def act(arguments: argparse.Namespace) -> int:
             raise
         sys.stderr.write(f"steelyard: no tables: {error}\n")
         return _tell(failed, len(sweep.runs))
-    console = Console(highlight=False, markup=False, soft_wrap=True)
+    console = make_console()
     console.print(f"\n{text}")
     console.print(f"files   {arguments.out / 'sweeps' / sweep.config.name}/  {', '.join(FILES)}")
     return _tell(failed, len(sweep.runs))
@@ -106,7 +105,7 @@ class Lines:
     """One line for every run that ended, and when the sweep will."""
 
     def __init__(self, sweep: Sweep, out: Path, cells: tuple[int, int], jobs: int) -> None:
-        self._console = Console(highlight=False, markup=False, soft_wrap=True)
+        self._console = make_console()
         self._sweep, self._out, self._jobs = sweep, out, jobs
         self._cells, self._mine = cells  # those to run, of all those that are this command's
         self._ended = 0

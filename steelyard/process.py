@@ -9,13 +9,14 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from steelyard.errors import RunFailedError, SteelyardError, UserError
 
 LAUNCHER = "STEELYARD_LAUNCHER"
 MISTAKE = 2  # the exit code of the user's mistake
+READER_GONE = 128 + signal.SIGPIPE  # what a shell says of a command like `git log | head`, which SIGPIPE ends
 PREFIX = "steelyard: "
 PR_SET_PDEATHSIG = 1  # from Linux's <sys/prctl.h>
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8  # from glibc's <malloc.h>
@@ -48,16 +49,19 @@ def run_main(main: Callable[[], int]) -> int:
     """Run a command; a mistake of the user's or a failed run becomes one line on stderr and an exit code.
 
     Returns:
-        The command's own code; 2 after a `UserError`, 1 after any other error of this project, 130 after Ctrl-C.
+        The command's own code; 2 after a `UserError`, 1 after any other error of this project, 130 after Ctrl-C, 141
+        when the reader of our output has closed it.
     """
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed before we began: the next file opened would be taken for it
+            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115 - open to the end
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # inherited as ignored, it would hide how children end
     try:
-        return main()
-    except BrokenPipeError:  # the reader of our output closed it, e.g. `| head`
-        with contextlib.suppress(OSError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+        with _flushing():
+            return main()
+    except BrokenPipeError:  # the reader of our output closed it, e.g. `| head`; the signal would end nothing in order
+        return READER_GONE
     except (SteelyardError, OSError) as error:
         _complain(error)
         return MISTAKE if isinstance(error, UserError) else 1
@@ -65,12 +69,22 @@ def run_main(main: Callable[[], int]) -> int:
         return 130
     except Exception as error:  # noqa: BLE001 - a bug, ours or a plug-in's: its trace, and still one line at the end
         traceback.print_exc()
-        frames = traceback.extract_tb(error.__traceback__)
-        theirs = ("site-packages", str(Path(os.__file__).parent))
-        at = next((f for f in reversed(frames) if not any(part in f.filename for part in theirs)), frames[-1])
-        where = f"{at.filename}, line {at.lineno}"
-        _complain(RunFailedError(f"internal error, please report it: {type(error).__name__}: {error} ({where})"))
+        _complain(error)
         return 1
+
+
+@contextlib.contextmanager
+def _flushing() -> Iterator[None]:
+    """Flush stdout while an error of that can still be told; the interpreter would complain at its end."""
+    try:
+        yield
+        print(end="", flush=True)
+    finally:
+        try:
+            print(end="", flush=True)  # what an error has left there
+        except OSError:
+            with contextlib.suppress(OSError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def settle_down() -> None:
@@ -96,12 +110,23 @@ def keep_freed_memory() -> None:
         mallopt(M_ARENA_MAX, 1)
 
 
-def _complain(error: SteelyardError | OSError) -> None:
-    said = str(error)
+def in_a_line(error: BaseException) -> str:
+    """An error for a person, in one line; one that nobody raised on purpose says where it comes from."""
+    said = str(error) or type(error).__name__
     if isinstance(error, OSError) and error.strerror:  # a full disk, a file where a folder should be
         said = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    line = " ".join(said.splitlines())  # a peer's or a library's words may come in several
-    sys.stderr.write(f"{PREFIX}{line}\n")
+    elif not isinstance(error, SteelyardError | OSError):
+        frames = traceback.extract_tb(error.__traceback__)
+        theirs = ("site-packages", str(Path(os.__file__).parent))
+        at = next((f for f in reversed(frames) if not any(part in f.filename for part in theirs)), frames[-1])
+        where = f"{at.filename}, line {at.lineno}"
+        said = f"internal error, please report it: {type(error).__name__}: {error} ({where})"
+    return " ".join(said.splitlines())  # a peer's or a library's words may come in several
+
+
+def _complain(error: Exception) -> None:
+    with contextlib.suppress(BrokenPipeError):  # nobody reads that either
+        sys.stderr.write(f"{PREFIX}{in_a_line(error)}\n")
 
 
 def last_words(said: str, otherwise: str = "it left no word") -> str:

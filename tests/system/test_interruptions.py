@@ -80,6 +80,17 @@ def test_a_disturbed_run_goes_on_to_the_same_scores(
     assert json.loads((look.run / "manifest.json").read_text(encoding="utf-8"))["status"] == "DONE"
 
 
+def test_a_run_whose_reader_is_gone_ends_like_any_command_and_can_go_on(shell: Any) -> None:
+    launcher = shell.start_run(*ALONE, "--set", "rounds=1", "--launcher", "inline")
+    run = shell.the_run()
+    launcher.stdout.close()  # as `| head` does
+    code, _, err = shell.finish(launcher)
+    assert (code, err) == (141, "")
+    manifest = json.loads((run / "manifest.json").read_text(encoding="utf-8"))
+    assert (manifest["status"], manifest["reason"]) == ("FAILED", "interrupted")
+    assert shell.steelyard("run", "--resume", str(run), "--launcher", "inline")[::2] == (0, "")
+
+
 def test_a_killed_client_is_missing_and_scores_0(shell: Any) -> None:
     short = ("--set", "protocol.round_deadline_s=5", "--set", "protocol.lease_s=3", "--set", "rounds=2")
     launcher, pids, look, number = stuck(shell, *short)

@@ -158,20 +158,55 @@ def in_a_process(code: str, **environment: str) -> subprocess.CompletedProcess[s
     )
 
 
-def test_a_reader_that_closed_our_output_gets_no_traceback() -> None:
-    code = """
+OUTPUT_TO_NOBODY = """
 import os, sys
+from scripts.console import make_console
+from steelyard.errors import UserError
 from steelyard.process import run_main
 reading, writing = os.pipe()
 os.close(reading)
 os.dup2(writing, sys.stdout.fileno())
 def command():
-    print("x", flush=True)
+    {}
     return 0
 sys.exit(run_main(command))
 """
-    done = in_a_process(code)
-    assert (done.returncode, done.stderr) == (1, "")
+
+
+@pytest.mark.parametrize("way", ["print('x')", "print('x', flush=True)", "make_console().print('x')"])
+def test_a_command_without_a_reader_ends_like_any_other(way: str) -> None:
+    done = in_a_process(OUTPUT_TO_NOBODY.format(way), PYTHONUNBUFFERED="")
+    assert (done.returncode, done.stderr) == (141, "")
+
+
+def test_a_command_without_a_reader_tells_its_error_nevertheless() -> None:
+    done = in_a_process(OUTPUT_TO_NOBODY.format("print('x'); raise UserError('no such thing')"), PYTHONUNBUFFERED="")
+    assert (done.returncode, done.stderr) == (2, "steelyard: no such thing\n")
+
+
+@pytest.mark.parametrize("closed", [1, 2])
+def test_a_command_without_an_output_does_its_work(closed: int) -> None:
+    code = "import os, sys; from scripts.console import make_console; from steelyard.process import run_main"
+    command = f"{code}; sys.exit(run_main(lambda: make_console().print('x') or sys.stderr.write('y') and 7))"
+    done = in_a_process(
+        f"import os, sys; os.close({closed}); os.execv(sys.executable, [sys.executable, '-c', {command!r}])"
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (7, "x\n" * (closed == 2), "y" * (closed == 1))
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
+def test_an_output_that_can_not_be_written_is_an_error() -> None:
+    code = "import os, sys; os.dup2(os.open('/dev/full', os.O_WRONLY), 1); from steelyard.process import run_main"
+    done = in_a_process(f"{code}; sys.exit(run_main(lambda: print('x') or 0))")
+    assert (done.returncode, done.stderr) == (1, "steelyard: No space left on device\n")
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the kernel's parent-death signal is Linux's")
+@pytest.mark.parametrize("module", ["server.forecast", "steelyard.transport.check"])
+def test_what_the_doctor_asks_ends_with_the_doctor(module: str) -> None:
+    code = f"import runpy, sys; sys.argv = ['x', 'half.json', '9']; runpy.run_module('{module}', run_name='__main__')"
+    gone = in_a_process(code, **{LAUNCHER: "0"})
+    assert (gone.returncode, gone.stderr) == (1, "steelyard: the launcher that started this process has ended\n")
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the kernel's parent-death signal is Linux's")
