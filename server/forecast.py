@@ -22,7 +22,7 @@ from steelyard.aggregation.fedavg import fedavg
 from steelyard.aggregation.round import JoinedRound
 from steelyard.config import ServerHalf, load_half
 from steelyard.models import FlatModel
-from steelyard.process import run_main, settle_down
+from steelyard.process import exit_with_launcher, run_main, settle_down
 from steelyard.scoring.evaluation import Evaluation, on_device
 from steelyard.scoring.evaluators import make_evaluators
 
@@ -117,6 +117,7 @@ def _quickest(act: Callable[[], object], end: float) -> float:
 
 def main() -> int:
     """Parse the command line and answer."""
+    exit_with_launcher()
     settle_down()
     print(json.dumps(forecast(load_half(ServerHalf, Path(sys.argv[1])), int(sys.argv[2]))))
     return 0

@@ -14,7 +14,7 @@ import torch.distributed
 
 from steelyard.devices import use_device
 from steelyard.errors import UserError
-from steelyard.process import run_main
+from steelyard.process import exit_with_launcher, run_main
 from steelyard.transport.collective_backends import gloo_device, interface_name
 
 PORTS = Path("/proc/sys/net/ipv4/ip_local_port_range")
@@ -47,6 +47,7 @@ def check(tensors: str, interface: str, devices: list[str]) -> str:
 
 def main() -> int:
     """Parse the command line and answer."""
+    exit_with_launcher()
     print(check(sys.argv[1], sys.argv[2], sys.argv[3:]))
     return 0
 
