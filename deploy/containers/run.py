@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from deploy.prepare import link_folder
 from steelyard.bundle import write_text
 from steelyard.errors import RunFailedError, UserError, WaitTimeoutError
 from steelyard.network import Fault
-from steelyard.process import MISTAKE
+from steelyard.process import MISTAKE, in_a_line
 
 POLL_S = 0.3
 LOCK = ".lock"  # which a launcher holds while it works in a run directory
@@ -129,18 +130,30 @@ def boxed(roles: Path, run: Path, clients: tuple[int, ...], say: Callable[[str],
             project.down()  # what a launcher that was killed has left
         write_text(project.file, compose_text(clients, box, engine.subnets()))
         open_boxes(roles, run, clients)
-        with _guard(project):
+        logs, close = partial(_collect_logs, project, roles, say), partial(close_boxes, run)
+        with _guard(project), ending_with(say, logs, project.down, close):
+            yield project
+
+
+@contextlib.contextmanager
+def ending_with(say: Callable[[str], None], *steps: Callable[[], None]) -> Iterator[None]:
+    """Take every step after the block, whatever happened; the first error is the one raised, later ones are said."""
+    errors: list[BaseException] = []
+    try:
+        yield
+    except BaseException as error:  # noqa: BLE001 - Ctrl-C too; raised again below
+        errors.append(error)
+    with ignoring_interrupts():
+        for step in steps:
             try:
-                yield project
-            finally:
-                with ignoring_interrupts():
-                    try:
-                        _collect_logs(project, roles, say)
-                    finally:
-                        try:
-                            project.down()
-                        finally:
-                            close_boxes(run)
+                step()
+            except Exception as error:  # noqa: BLE001 - the engine's, the disk's: the next step may still succeed
+                errors.append(error)
+    for later in errors[1:]:
+        with contextlib.suppress(OSError):  # nobody may be there to hear it
+            say(f"afterwards: {in_a_line(later)}")
+    if errors:
+        raise errors[0]
 
 
 @contextlib.contextmanager

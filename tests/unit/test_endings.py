@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 
 import pytest
 
+from deploy.containers.run import ending_with
 from deploy.endings import ServerKilledError, describe, failure, finished
 from steelyard.errors import RunFailedError, UserError, WaitTimeoutError
 
@@ -39,3 +41,25 @@ def test_a_command_is_run_to_its_end_or_to_its_limit() -> None:
 def test_anothers_end_is_said_in_words() -> None:
     assert describe(-15, LOG) == "killed by SIGTERM"
     assert describe(1, LOG) == "exit code 1: a known model expected"
+
+
+def test_an_error_at_the_end_does_not_hide_the_first_one() -> None:
+    taken: list[str] = []
+    said: list[str] = []
+
+    def step(name: str, error: Exception | None = None) -> None:
+        taken.append(name)
+        if error is not None:
+            raise error
+
+    logs, close = partial(step, "logs", RunFailedError("no engine answers")), partial(step, "close")
+    down = partial(step, "down", OSError("broken"))
+    with pytest.raises(UserError, match="no such model"), ending_with(said.append, logs, down, close):
+        raise UserError("no such model")
+    assert taken == ["logs", "down", "close"]
+    assert said == ["afterwards: no engine answers", "afterwards: broken"]
+
+    taken.clear()
+    with pytest.raises(RunFailedError, match="no engine answers"), ending_with(said.append, logs, close):
+        pass
+    assert taken == ["logs", "close"]
