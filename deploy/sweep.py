@@ -6,8 +6,10 @@ which end with it. What is DONE is not run again. Torch-free.
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
@@ -20,6 +22,7 @@ from steelyard.config import Experiment
 from steelyard.data import load
 from steelyard.decoder_store import data_digest
 from steelyard.errors import SteelyardError
+from steelyard.process import in_a_line
 from steelyard.report.origin import Difference, check_data, data_of, differences, made
 from steelyard.sweep import HONEST, Cell
 
@@ -176,5 +179,8 @@ def _run_cell(cell: Cell, options: Options, stop: threading.Event) -> Outcome:
     try:
         run_experiment(cell.experiment, options, Stop(stop))
     except (SteelyardError, OSError) as error:
-        reason = str(error) or type(error).__name__
+        reason = in_a_line(error)
+    except Exception as error:  # noqa: BLE001 - a bug, ours or a plug-in's, must not cost the other cells
+        reason = in_a_line(error)
+        sys.stderr.write(f"{cell.title}: {traceback.format_exc()}")
     return Outcome(cell=cell, seconds=time.monotonic() - started, reason=reason)

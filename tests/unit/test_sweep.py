@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from deploy.sweep import share
-from steelyard.errors import UserError
+from deploy.launch import Options, read_manifest
+from deploy.sweep import run_cells, share
+from steelyard.errors import RunFailedError, UserError
 from steelyard.parsing import parse
 from steelyard.sweep import HONEST, Sweep, SweepConfig, apply, load_sweep, points_at, resolve
 
@@ -186,3 +187,23 @@ def test_the_base_is_found_beside_the_sweep_file(tmp_path: Path) -> None:
 def test_every_committed_sweep_names_runs(path: Path) -> None:
     sweep = load_sweep(path)
     assert len(sweep.cells) > len(sweep.seeds)
+
+
+def test_a_bug_in_one_cell_is_told_and_the_others_go_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = {"samples_per_client": 20, "validation": 30, "test": 30}
+    sweep = made({**BASE, "data": data}, grid={"seed": [1, 2]}, variants=[VARIANTS[0]])
+    twins = [cell for cell in sweep.cells if cell.variant == HONEST]
+
+    def conduct(_roles: Path, run: Path, *_others: Any) -> None:
+        if run.name == twins[0].run:
+            raise ZeroDivisionError("by zero")
+        raise RunFailedError("a reason of its own")
+
+    outcomes = run_cells(twins, Options(out=tmp_path, checked=True, conduct=conduct), 1, lambda _outcome: None)
+    bug, other = (outcome.reason for outcome in outcomes)
+    assert bug.startswith("internal error, please report it: ZeroDivisionError: by zero (")
+    assert other == "a reason of its own"
+    assert [read_manifest(tmp_path / cell.run)["reason"] for cell in twins] == [bug, other]
+    trace = capsys.readouterr().err
+    assert trace.startswith(f"{twins[0].title}: Traceback ")
+    assert trace.endswith("ZeroDivisionError: by zero\n")
