@@ -21,6 +21,7 @@ from deploy.endings import finished
 from deploy.environment import process_environment
 from deploy.launch import CHECK_TIMEOUT_S, check_roles
 from deploy.prepare import server_half
+from deploy.torchrun.rank import RANK0
 from steelyard.bundle import write_text
 from steelyard.config import Experiment, RosterEntry, load_experiment, to_json
 from steelyard.data.deal import Deal, deal
@@ -98,6 +99,8 @@ def _roles(experiment: Experiment) -> str:
 
 def _address(experiment: Experiment) -> str:
     host, _, port = experiment.transport.address.rpartition(":")
+    if host == RANK0:
+        return f"{RANK0} is the node that torchrun chooses as the job starts (docs/clusters.md), so it was not tried"
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, int(port), type=socket.SOCK_STREAM)[0]
         with socket.socket(family, kind, protocol) as probe:

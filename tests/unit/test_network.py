@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from deploy.prepare import client_folder, link_folder, prepare, server_folder
-from scripts.doctor import _network
+from scripts.doctor import _address, _network
 from steelyard.config import ClientHalf, Experiment, load_experiment, load_half
 from steelyard.errors import UserError
 from steelyard.links import PROFILES, Profile
@@ -130,3 +130,10 @@ def test_the_doctor_says_whether_the_transfers_fit_the_deadline(tmp_path: Path) 
         _network(shaped)
     assert _network(load_experiment(path, ["protocol.round_deadline_s=400"])).startswith("10 links, at most 393.6 s")
     assert _network(experiment()).startswith("no links needed; netem is ")
+
+
+def test_the_doctor_tries_no_address_that_torchrun_will_choose() -> None:
+    table = {"name": "x", "transport": {"address": "rank0:0"}}
+    assert _address(parse(Experiment, table, "x")).startswith("rank0 is the node that torchrun chooses")
+    with pytest.raises(UserError, match=r"rank7\.invalid:0 can't be bound"):
+        _address(parse(Experiment, {**table, "transport": {"address": "rank7.invalid:0"}}, "x"))
