@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import gzip
 import json
 import os
@@ -102,8 +103,12 @@ def _address(experiment: Experiment) -> str:
     if host == RANK0:
         return f"{RANK0} is the node that torchrun chooses as the job starts (docs/clusters.md), so it was not tried"
     try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, int(port), type=socket.SOCK_STREAM)[0]
+        if int(port) >= 2**16:  # the system takes a larger one for another
+            raise ValueError("a port below 65536 expected")
+        found = socket.getaddrinfo(host.removeprefix("[").removesuffix("]"), int(port), type=socket.SOCK_STREAM)
+        family, kind, protocol, _, address = found[0]
         with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as gRPC does: a run may just have ended there
             probe.bind(address)
     except (OSError, ValueError) as error:
         raise UserError(f"{experiment.transport.address} can't be bound: {error}; set [transport] address") from None
@@ -160,12 +165,21 @@ def _processes(experiment: Experiment) -> str:
     workers = experiment.scoring.workers
     count = len(experiment.clients.present) + 1 + (workers if workers > 1 else 0)
     need = count * (PROCESS_BYTES + MODELS_HELD * model_bytes(experiment.model.name))
-    available = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    available = available_bytes()
     if available < need:
         raise UserError(
             f"about {need / 2**30:.1f} GiB for {count} processes expected, {available / 2**30:.1f} GiB are free"
         )
     return f"{count} processes of one thread each on {os.cpu_count()} cores, about {need / 2**30:.1f} GiB of memory"
+
+
+def available_bytes(meminfo: Path = Path("/proc/meminfo")) -> int:
+    """The memory that new processes can have: what is free, and what the file cache would give back."""
+    with contextlib.suppress(OSError):
+        for line in meminfo.read_text(encoding="ascii").splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def _network(experiment: Experiment) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import socket
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -9,7 +11,7 @@ from typing import Any
 import pytest
 
 from deploy.prepare import client_folder, link_folder, prepare, server_folder
-from scripts.doctor import _address, _network
+from scripts.doctor import _address, _network, available_bytes
 from steelyard.config import ClientHalf, Experiment, load_experiment, load_half
 from steelyard.errors import UserError
 from steelyard.links import PROFILES, Profile
@@ -135,5 +137,27 @@ def test_the_doctor_says_whether_the_transfers_fit_the_deadline(tmp_path: Path) 
 def test_the_doctor_tries_no_address_that_torchrun_will_choose() -> None:
     table = {"name": "x", "transport": {"address": "rank0:0"}}
     assert _address(parse(Experiment, table, "x")).startswith("rank0 is the node that torchrun chooses")
-    with pytest.raises(UserError, match=r"rank7\.invalid:0 can't be bound"):
-        _address(parse(Experiment, {**table, "transport": {"address": "rank7.invalid:0"}}, "x"))
+    for address in ("rank7.invalid:0", "127.0.0.1:70000", "127.0.0.1", "[::2:0"):
+        with pytest.raises(UserError, match=re.escape(f"{address} can't be bound: ")):
+            _address(parse(Experiment, {**table, "transport": {"address": address}}, "x"))
+
+
+def test_the_doctor_takes_what_the_server_takes() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = "{}:{}".format(*server.getsockname())
+        experiment = parse(Experiment, {"name": "x", "transport": {"address": address}}, "x")
+        with socket.create_connection(server.getsockname()) as client:
+            server.accept()[0].close()  # first, so that the kernel keeps its end for a minute, as a run's server's
+            assert not client.recv(1)
+        with pytest.raises(UserError, match=r"can't be bound: .*in use"):
+            _address(experiment)
+    assert _address(experiment) == f"{address} is free"
+    if socket.has_dualstack_ipv6():
+        assert _address(parse(Experiment, {"name": "x", "transport": {"address": "[::1]:0"}}, "x")) == "[::1]:0 is free"
+
+
+def test_the_file_cache_is_no_memory_that_processes_lack(tmp_path: Path) -> None:
+    meminfo = tmp_path / "meminfo"
+    meminfo.write_text("MemTotal:       16384000 kB\nMemFree:          204800 kB\nMemAvailable:   12288000 kB\n")
+    assert available_bytes(meminfo) == 12_288_000 * 1024
+    assert available_bytes(tmp_path / "none") > 0
