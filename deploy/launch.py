@@ -23,7 +23,7 @@ from deploy.containers.boxes import prepare_boxed
 from deploy.containers.run import LOCK, run_containers
 from deploy.decoders import check_decoder
 from deploy.forks import Fork, keep_up, start
-from deploy.local import run_local
+from deploy.local import Process, end_all, run_local
 from deploy.prepare import client_half, prepare, server_half
 from deploy.provenance import provenance, revision
 from deploy.torchrun.job import run_torchrun
@@ -279,8 +279,7 @@ def _launch(experiment: Experiment, run: Path, options: Options, view: View) -> 
                     process.wait(0.2)
                 view.poll()
         except BaseException:
-            process.terminate()
-            process.wait()
+            end_all([Process("inline", process, log)])
             raise
         complaint = log.read_text(encoding="utf-8", errors="replace")
     if code := process.poll():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from pathlib import Path
 
 from deploy.launch import read_manifest
@@ -22,7 +23,7 @@ def act(arguments: argparse.Namespace) -> int:
             if (status := read_manifest(each)["status"]) != "DONE":
                 raise UserError(
                     f"{each}: a finished run expected, its status is {status}; go on with it: "
-                    f"steelyard run --resume {each.resolve()}"
+                    f"steelyard run --resume {shlex.quote(str(each.resolve()))}"
                 )
     for name, comparisons in compare(arguments.runs).items():
         print(f"{name}: attacked minus honest, mean [95 % interval, Student's t over paired seeds]\n")

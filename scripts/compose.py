@@ -6,6 +6,7 @@ import argparse
 import os
 import sys
 from pathlib import Path
+from shlex import quote
 
 from deploy.containers.boxes import open_boxes, prepare_boxed
 from deploy.containers.compose import Box, compose_text
@@ -61,7 +62,7 @@ def act(arguments: argparse.Namespace) -> int:
     write_text(arguments.out / "compose.yaml", text)
     print("images     make images")
     who = "STEELYARD_USER=$(id -u):$(id -g) " if os.geteuid() else ""  # the folders are this user's
-    print(f"start      {who}docker compose -f {arguments.out / 'compose.yaml'} up")
+    print(f"start      {who}docker compose -f {quote(str(arguments.out / 'compose.yaml'))} up")
     if any(fault.needs_link for fault in experiment.network.faults):
         print("note       nobody makes the faults of [network] happen here; `steelyard run --launcher compose` does")
     print(f"results    {arguments.out / 'served'}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from shlex import quote
 
 from deploy.launch import check_roles
 from deploy.prepare import client_folder, link_folder, prepare, server_folder
@@ -30,12 +31,13 @@ def act(arguments: argparse.Namespace) -> int:
         print(f"client {client}: {len(shard)} samples, {sum(c > 0 for c in counts)} of {len(counts)} labels{note}")
     first = client_folder(arguments.out, experiment.clients.present[0])
     print(f"server: {len(dealt.validation)} validation and {len(dealt.test)} test samples")
-    print(f"start the server   python -m server {server_folder(arguments.out)}")
+    print(f"start the server   python -m server {quote(str(server_folder(arguments.out)))}")
     linked = experiment.network.linked(experiment.clients.present)
     for client in linked[:1]:
-        print(f"then each link     python -m deploy.link {link_folder(arguments.out, client)} --target HOST:PORT")
+        link = quote(str(link_folder(arguments.out, client)))
+        print(f"then each link     python -m deploy.link {link} --target HOST:PORT")
         print("                   (and so on); for its client, the server is the address that it prints")
     if any(fault.needs_link for fault in experiment.network.faults):
         print("note               nobody makes the faults of [network] happen here; a launcher does, `steelyard run`")
-    print(f"then each client   python -m client {first} --server HOST:PORT   (and so on)")
+    print(f"then each client   python -m client {quote(str(first))} --server HOST:PORT   (and so on)")
     return 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -74,7 +75,8 @@ class Progress:
         print_summary(summary, self._console)
         self.say(f"\nfiles   {run}/  scores.csv, metrics.csv, events.jsonl, summary.json, recordings/")
         self.say(f"report  {run / 'report.html'}")
-        self.say(f"next    {command_name()} replay {run}        recompute every score from the recordings")
+        replay = shlex.join([command_name(), "replay", str(run)])
+        self.say(f"next    {replay}        recompute every score from the recordings")
 
     def _show(self, event: dict[str, Any], events: list[dict[str, Any]]) -> None:
         name = event["event"]

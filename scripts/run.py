@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import sys
 from functools import partial
 from pathlib import Path
@@ -52,7 +53,7 @@ def act(arguments: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         again = "the same command"
         if progress.run and not progress.run.name.startswith("honest-"):  # a twin alone is not what was asked for
-            again = f"{command_name()} run --resume {progress.run}"
+            again = shlex.join([command_name(), "run", "--resume", str(progress.run)])
             again += "" if arguments.launcher == "local" else f" --launcher {arguments.launcher}{box_words(arguments)}"
         sys.stderr.write(f"\nsteelyard: interrupted; every process was ended. To go on: {again}\n")
         return 130

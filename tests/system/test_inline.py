@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import shlex
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -33,3 +36,23 @@ def test_a_client_that_fails_ends_the_run_and_says_why(
         path.write_text(content, encoding="utf-8")
     found, _, err = shell.finish(shell.python("-m", "deploy.inline", str(roles), "--run", str(shell.folder / "run")))
     assert (found, words in err.splitlines()[-1]) == (code, True), err
+
+
+def test_a_process_that_stands_still_does_not_hold_ctrl_c_and_what_is_told_to_go_on_is_a_shells(shell: Any) -> None:
+    out = shell.folder / "my runs"
+    alone = ("--out", str(out), "--set", "attack.compare_honest=false", "--launcher", "inline")
+    launcher = shell.start("run", shell.experiment, *alone)
+
+    def working() -> int:
+        names = {pid: Path(f"/proc/{pid}/comm").read_text(encoding="utf-8") for pid in shell.children_of(launcher.pid)}
+        return next((pid for pid, name in names.items() if name == "roles\n"), 0)
+
+    pid = shell.wait_until(working, "the process of all roles")
+    os.kill(pid, signal.SIGSTOP)
+    launcher.send_signal(signal.SIGINT)
+    code, _, err = shell.finish(launcher)
+    assert code == 130
+    assert not shell.runs(pid)
+    (run,) = out.iterdir()
+    told = shlex.split(err.partition("To go on: ")[2])
+    assert told == ["steelyard", "run", "--resume", str(run), "--launcher", "inline"]

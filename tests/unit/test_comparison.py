@@ -145,7 +145,8 @@ def test_clients_that_are_left_out_have_no_rank_and_no_part_in_a_mean(tmp_path: 
 
 @pytest.mark.parametrize("place", [".", "honest"])
 def test_a_run_that_goes_on_is_not_compared(place: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run = pair(tmp_path, 0, 3.0)
+    (folder := tmp_path / "my runs").mkdir()
+    run = pair(folder, 0, 3.0)
     manifest = run / place / "manifest.json"
     manifest.write_text(manifest.read_text().replace('"DONE"', '"FAILED"'))
     (run / place / "metrics.csv").unlink()
@@ -153,4 +154,4 @@ def test_a_run_that_goes_on_is_not_compared(place: str, tmp_path: Path, capsys: 
     told = capsys.readouterr()
     assert told.out == ""
     assert f"{run / place}: a finished run expected, its status is FAILED; go on with it: " in told.err
-    assert told.err.endswith(f"steelyard run --resume {(run / place).resolve()}\n")
+    assert told.err.endswith(f"steelyard run --resume '{(run / place).resolve()}'\n")
