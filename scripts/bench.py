@@ -97,6 +97,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def act(arguments: argparse.Namespace) -> int:
     """Measure in a child process; returns its exit code."""
     _refuse_ignored(arguments)
+    if arguments.out is not None:
+        arguments.out.mkdir(parents=True, exist_ok=True)  # now: one that can't be made would cost all that was measured
     if arguments.what == "transport":
         return bench_transport.act(arguments)
     if min(arguments.repetitions, arguments.images, arguments.coalitions, arguments.workers, arguments.draws) < 1:
@@ -144,8 +146,6 @@ def measure(options: dict[str, str]) -> None:
     console.print(f"{today}  {found['processor']}, {found['cores']} cores{gpu}, 1 thread a process; {versions}")
     parts = options["parts"].split(",")
     out = Path(options["out"]) if options["out"] else None
-    if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
     if "speed" in parts:
         _speed(options, console, out)
     if "paths" in parts:

@@ -192,7 +192,6 @@ def report(options: dict[str, object]) -> None:
     console.print(f"load {os.getloadavg()[0]:.1f} after")
     if options["out"]:
         out = Path(str(options["out"]))
-        out.mkdir(parents=True, exist_ok=True)
         rows = [{**asdict(cell), "memory": cell.memory} for cell in measured]
         record = {"date": str(today), "options": options, "load": [load[0], os.getloadavg()[0]], **found, "cells": rows}
         write_text(out / "transport.json", json.dumps(_finite(record), indent=1) + "\n")

@@ -74,6 +74,7 @@ def act(arguments: argparse.Namespace) -> int:
         raise UserError("--source public: a public set expected, there is none; set [data] public to its size")
     dealt = deal(experiment)
     out = arguments.out or store_folder()
+    out.mkdir(parents=True, exist_ok=True)  # now: one that can't be made would cost the training
     with tempfile.TemporaryDirectory() as folder:
         _write_order(Path(folder), experiment, dealt, arguments.source, client, out)
         done = run_child("scripts.decoder", folder, stdout=subprocess.PIPE)
@@ -134,7 +135,6 @@ def train_and_store(order: Order, arrays: dict[str, np.ndarray[Any, Any]]) -> st
     seconds = round(time.process_time() - started, 2)
     quality = asdict(judge(decoder, real, held_out, made_of.seed))
     out = Path(order.out)
-    out.mkdir(parents=True, exist_ok=True)
     unnamed = out / f"new-{os.getpid()}.safetensors"
     decoder.save(unnamed, made_of.to_bytes())
     sha256 = file_digest(unnamed)

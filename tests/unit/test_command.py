@@ -117,6 +117,25 @@ def test_a_users_mistake_is_one_line_and_exit_code_2(
 
 
 @pytest.mark.parametrize(
+    "arguments",
+    [
+        "bench transport --sizes 1 --clients 1 --ways raw-tcp --repetitions 1",
+        "bench evaluation --parts estimators --games none",
+        "decoder train x.toml --source own --set attack.decoder.kind=none",
+    ],
+)
+def test_a_place_that_can_not_be_had_is_told_before_the_work(
+    arguments: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    data = "[data]\nsamples_per_client = 20\nvalidation = 20\ntest = 20\n"
+    (tmp_path / "x.toml").write_text(f"name = 'x'\n{data}[attack]\nname = 'latent'\n")
+    (tmp_path / "taken").write_text("")
+    assert main([*arguments.split(), "--out", "taken"]) == 1
+    assert capfd.readouterr() == ("", "steelyard: taken: File exists\n")
+
+
+@pytest.mark.parametrize(
     ("error", "code", "said"),
     [
         (UserError("no such thing"), 2, "steelyard: no such thing\n"),
