@@ -152,7 +152,11 @@ def _summary(run: Path) -> dict[str, Any] | None:
             return None
         summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
         return {**summary, MADE: made(manifest), DATA: data_of(manifest), SECONDS: manifest.get("seconds")}
-    except FileNotFoundError:
+    except FileNotFoundError as error:
+        if Path(error.filename).name == "summary.json":
+            raise UserError(
+                f"{run}: a finished run's summary.json expected, there is none; remove the run, to be made anew"
+            ) from None
         return None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{run}: a finished run's manifest and summary expected: {error}") from None

@@ -364,6 +364,9 @@ def test_files_are_written_from_finished_runs_alone(sweep: Sweep, tmp_path: Path
     (tmp_path / sweep.cells[0].run / "summary.json").write_text("{", encoding="utf-8")
     with pytest.raises(UserError, match="finished run's manifest and summary expected"):
         write_sweep(sweep, tmp_path)
+    (tmp_path / sweep.cells[0].run / "summary.json").unlink()
+    with pytest.raises(UserError, match=r"a finished run's summary\.json expected, there is none; remove the run"):
+        write_sweep(sweep, tmp_path)
 
 
 def test_one_seed_has_no_interval(tmp_path: Path, sweep: Sweep) -> None:
