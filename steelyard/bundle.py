@@ -305,6 +305,9 @@ def write_bytes(path: Path, data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         part.replace(path)
+    except OSError as error:
+        error.filename = error.filename or str(path)  # of a full disk the system does not say where
+        raise
     finally:
         part.unlink(missing_ok=True)  # what did not fit would keep the disk full
     sync_folder(path.parent)

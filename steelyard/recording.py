@@ -139,12 +139,24 @@ class Recordings:
 
 
 def read_events(run: Path) -> list[dict[str, Any]]:
-    """The events of a run directory so far; a line still being written is left out."""
+    """The events of a run directory so far; a line still being written is left out.
+
+    Raises:
+        UserError: a line is damaged.
+    """
     path = run / "events.jsonl"
     if not path.exists():
         return []
-    lines = path.read_text(encoding="utf-8").split("\n")
-    return [json.loads(line) for line in lines[:-1]]
+    events: list[dict[str, Any]] = []
+    try:
+        for line in path.read_text(encoding="utf-8").split("\n")[:-1]:
+            events.append(json.loads(line))  # noqa: PERF401 - how many there are says which one is damaged
+    except ValueError as error:
+        raise UserError(
+            f"{path}, line {len(events) + 1}: an event as JSON expected: {error}; restore the file, or run anew with "
+            "--force"
+        ) from None
+    return events
 
 
 def read_vector(path: Path, *, verify: bool = False, private: bool = False) -> Vector:

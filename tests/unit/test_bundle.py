@@ -195,6 +195,9 @@ def test_a_file_that_does_not_fit_leaves_nothing(path: Path) -> None:
     try:
         with pytest.raises(OSError, match="File too large"):
             BundleFile.create(path, Manifest((TensorSpec("x", "U8", (2**21,)),), "0" * 64))
+        with pytest.raises(OSError, match="File too large") as caught:
+            write_text(path, "x" * 2**21)
+        assert caught.value.filename == str(path), "the system does not say which one"
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert not path.exists()

@@ -107,3 +107,6 @@ def test_events_are_read_while_they_are_written(tmp_path: Path) -> None:
     assert [event["event"] for event in read_events(tmp_path)] == ["a", "b"]
     path.write_text(f"{lines[0]}\n{lines[1]}")
     assert [event["event"] for event in read_events(tmp_path)] == ["a"], "the second has no line end yet"
+    path.write_text(f"{lines[0]}\n{{\n{lines[1]}\n")
+    with pytest.raises(UserError, match=r"events\.jsonl, line 2: an event as JSON expected"):
+        read_events(tmp_path)
