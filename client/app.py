@@ -28,7 +28,7 @@ from steelyard.certificates import ClientTls, mistake_of
 from steelyard.config import ClientHalf, load_half
 from steelyard.decoder_store import ROLE_FILE
 from steelyard.devices import use_device
-from steelyard.errors import RefusedError, RunFailedError, UserError
+from steelyard.errors import RefusedError, RunFailedError, UserError, described
 from steelyard.models import FlatModel
 from steelyard.transport.base import TensorPlane
 from steelyard.transport.endpoint import dial
@@ -134,18 +134,32 @@ class Client:
             result = self._update(number, global_D)
             seconds = time.monotonic() - started
             _linger(sum(slow.seconds(number, seconds) for slow in self.half.slowdowns))
-            session.submit(number, result.update_D.cpu().numpy())
+            session.submit(number, result.update_D.detach().cpu().contiguous().numpy())
         note = {"round": number, "seconds": round(seconds, 3), **result.notes}
         log.info("submitted %s", json.dumps(note))
 
     def _update(self, number: int, global_D: torch.Tensor) -> Result:
-        """The attack's update of a round; what is wrong with its own files ends this client, unlike a refusal."""
+        """The attack's update of a round; what is wrong with it or with its own files ends this client."""
         try:
-            return self._attack.update(number, global_D)
+            result = self._attack.update(number, global_D)
         except RefusedError as fault:
             raise RunFailedError(
                 f"round {number}: the attack can't read what it kept, run the experiment anew: {fault}"
             ) from fault
+        _check_result(result, global_D, f"[attack] {self.half.attack.get('name')}, round {number}")
+        return result
+
+
+def _check_result(result: Result, global_D: torch.Tensor, where: str) -> None:
+    """Raise UserError unless an attack returned an update that can be sent; the server would refuse it each round."""
+    if not isinstance(result, Result):
+        raise UserError(f"{where}: a Result(update_D=...) expected from update, got {described(result)}")
+    update_D = result.update_D
+    if not isinstance(update_D, torch.Tensor) or update_D.shape != global_D.shape or update_D.dtype != global_D.dtype:
+        raise UserError(f"{where}: update_D as a {described(global_D)} expected, got {described(update_D)}")
+    for name, note in result.notes.items():
+        if not isinstance(note, int | float | str):
+            raise UserError(f"{where}: note {name!r} as a number or a string expected, got {described(note)}")
 
 
 def _linger(seconds: float) -> None:

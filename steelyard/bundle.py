@@ -20,7 +20,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from steelyard.errors import BadBundleError, UserError
+from steelyard.errors import BadBundleError, UserError, described
 
 DTYPES: dict[str, np.dtype[Any]] = {
     "F32": np.dtype("<f4"),
@@ -104,6 +104,16 @@ def raw(array: np.ndarray[Any, Any]) -> memoryview:
 def specs_of(arrays: Mapping[str, np.ndarray[Any, Any]]) -> tuple[TensorSpec, ...]:
     """The specs of named arrays, in the mapping's order; their dtypes, byte order included, are those of `DTYPES`."""
     return tuple(TensorSpec(name, NAMES[a.dtype], tuple(a.shape)) for name, a in arrays.items())
+
+
+def check_arrays(arrays: object, where: str) -> None:
+    """Raise UserError unless these are named arrays that a bundle can hold; `where` names them in an error."""
+    if not isinstance(arrays, Mapping) or not all(isinstance(name, str) for name in arrays):
+        raise UserError(f"{where}: a dict of arrays by name expected, got {described(arrays)}")
+    for name, array in arrays.items():
+        if not isinstance(array, np.ndarray) or array.dtype not in NAMES:
+            kinds = ", ".join(dtype.name for dtype in NAMES)
+            raise UserError(f"{where}: {name!r} as an array of {kinds} expected, got {described(array)}")
 
 
 class BundleFile:

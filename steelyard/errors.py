@@ -57,3 +57,12 @@ class WaitTimeoutError(SteelyardError):
 
 class IllegalEventError(SteelyardError):
     """The round machine's state does not allow this event; nothing was changed."""
+
+
+def described(value: object) -> str:
+    """What came where numbers were expected, for a message: an array's or a tensor's kind, else the value itself."""
+    shape, dtype = getattr(value, "shape", None), getattr(value, "dtype", None)
+    if shape is None:
+        return f"{type(value).__name__} {value!r:.60}"
+    what = "" if type(value).__name__ == "ndarray" else f"{type(value).__name__} of "
+    return f"{what}shape {tuple(shape)} and {dtype}"

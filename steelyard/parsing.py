@@ -56,7 +56,11 @@ def parse(kind: type[T], table: Mapping[str, Any], where: str) -> T:
     Raises:
         UserError: an unknown key, a missing one, or a value of the wrong type or out of its range.
     """
-    assert dataclasses.is_dataclass(kind)
+    if not dataclasses.is_dataclass(kind):
+        raise UserError(
+            f"{where}: a dataclass for the parameters expected, got {kind!r}; do class and parameters stand the wrong "
+            "way round, or lacks it @dataclass?"
+        )
     table = _table(table, where)
     hints = get_type_hints(kind, include_extras=True)
     fields = {field.name: field for field in dataclasses.fields(kind)}
@@ -123,7 +127,10 @@ def _composite(origin: Any, arguments: tuple[Any, ...], value: Any, where: str) 
         return tuple(_value(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(value))
     if origin is dict:
         return {key: _value(arguments[1], item, f"{where}.{key}") for key, item in _table(value, where).items()}
-    assert origin in (Union, types.UnionType)
+    if origin not in (Union, types.UnionType):
+        raise UserError(
+            f"{where}: a type that steelyard/parsing.py knows expected for this key, its field says {origin}"
+        )
     return _union(arguments, value, where)
 
 

@@ -34,9 +34,15 @@ class Memory:
         return {name: torch.from_numpy(array.copy()).to(self.device) for name, array in arrays.items()}
 
     def keep(self, round_: int, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Leave tensors for later rounds, atomically; what is older than the round before is pruned."""
+        """Leave tensors for later rounds, atomically; what is older than the round before is pruned.
+
+        Raises:
+            UserError: one is of a kind that a file can't hold.
+        """
         self.folder.mkdir(parents=True, exist_ok=True)
-        bundle.write_arrays(self._path(round_), {name: tensor.cpu().numpy() for name, tensor in tensors.items()})
+        arrays = {name: tensor.detach().cpu().numpy() for name, tensor in tensors.items()}
+        bundle.check_arrays(arrays, f"what the attack keeps of round {round_}")
+        bundle.write_arrays(self._path(round_), arrays)
         for old in [kept for kept in self._rounds() if kept < round_][:-1]:
             self._path(old).unlink()
 

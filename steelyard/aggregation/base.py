@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from steelyard.aggregation.rows import Rows, Vector
-from steelyard.errors import UserError
+from steelyard.errors import UserError, described
 from steelyard.scoring.coalitions import Floats
 from steelyard.seeding import numpy_generator
 
@@ -112,16 +112,15 @@ class Verdict:
         due = f"[defence] {rule}, round {group.setting.number}"
         for name in ("weights_n", "suspicion_n", "due_n"):
             values = getattr(self, name)
-            if not isinstance(values, np.ndarray) or values.shape != (len(group),):
-                raise UserError(
-                    f"{due}: {name} as an array of {len(group)} numbers expected, one per update, got {_kind(values)}"
-                )
+            if not isinstance(values, np.ndarray) or values.shape != (len(group),) or values.dtype.kind not in "fiu":
+                expected = f"{name} as an array of {len(group)} numbers expected, one per update"
+                raise UserError(f"{due}: {expected}, got {described(values)}")
             if not np.all(finite_n := np.isfinite(values)):
                 at = int(np.argmin(finite_n))
                 raise UserError(f"{due}: finite {name} expected, got {values[at]} at place {at} of {len(group)} from 0")
         if self.step_P is not None and np.shape(self.step_P) != group.setting.global_P.shape:
             size = len(group.setting.global_P)
-            raise UserError(f"{due}: step_P as an array of {size} numbers expected, got {_kind(self.step_P)}")
+            raise UserError(f"{due}: step_P as an array of {size} numbers expected, got {described(self.step_P)}")
 
 
 class Rule(Protocol):
@@ -180,11 +179,6 @@ def check_limit(rows: int, f: int, least: int, limit: str, rule: str) -> None:
         raise UserError(
             f"[defence] {rule}: {limit} expected, that is at least {least} updates for f = {f}, got {rows}; lower f"
         )
-
-
-def _kind(values: object) -> str:
-    """What came in an array's place, in words."""
-    return f"shape {values.shape}" if isinstance(values, np.ndarray) else f"{type(values).__name__} {values!r:.60}"
 
 
 def relative(values_n: Floats) -> Floats:

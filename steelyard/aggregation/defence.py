@@ -15,6 +15,7 @@ from steelyard.aggregation.base import Group, Rule, State, Verdict
 from steelyard.aggregation.mixing import Step, mix
 from steelyard.aggregation.rows import Vector
 from steelyard.defence import DefenceConfig
+from steelyard.errors import UserError, described
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -30,14 +31,17 @@ class Defence:
         """Judge and join a group; weights, suspicions and dues come back to the clients that are behind the rows.
 
         Raises:
-            UserError: the rule's verdict does not have the shape of one.
+            UserError: the rule's verdict is none, or does not have the shape of one.
         """
         matrices, stands = [], np.arange(len(group))
         for step in self.steps:
             group, matrix, places = mix(step, group)
             matrices.append(matrix)
             stands = places[stands]
-        verdict = self.rule.decide(state, group)
+        verdict: Any = self.rule.decide(state, group)
+        if not isinstance(verdict, Verdict):
+            due = f"[defence] {self.config.name}, round {group.setting.number}"
+            raise UserError(f"{due}: a Verdict expected from decide, got {described(verdict)}")
         verdict.check(group, self.config.name)
         weights_n, due_n = verdict.weights_n, verdict.due_n
         for matrix in reversed(matrices):

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from steelyard.config import DataConfig
 from steelyard.data import cifar10, digits, fashion_mnist, svhn
 from steelyard.data.dataset import Dataset
+from steelyard.errors import UserError, described
 from steelyard.parsing import choose
 
 __all__ = ["DATASETS", "Dataset", "load"]
@@ -29,4 +30,7 @@ def load(config: DataConfig) -> Dataset:
     Raises:
         UserError: there is no such data set, or its files are nowhere to be found or are damaged.
     """
-    return choose(config.dataset, DATASETS, "dataset")(config.folder)
+    dataset = choose(config.dataset, DATASETS, "dataset")(config.folder)
+    if not isinstance(dataset, Dataset):
+        raise UserError(f"[data] dataset {config.dataset}: a Dataset expected, got {described(dataset)}")
+    return dataset

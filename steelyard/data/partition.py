@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from steelyard.config import DataConfig
 from steelyard.data.dataset import Indices, Labels
-from steelyard.errors import UserError
+from steelyard.errors import UserError, described
 from steelyard.parsing import choose
 
 Rule = Callable[[Labels, int, np.random.Generator, DataConfig], Indices]
@@ -36,7 +36,7 @@ def partition(labels: Labels, count: int, generator: np.random.Generator, config
         all n samples, except that "labels" leaves out a label that no client holds.
 
     Raises:
-        UserError: the minimum cannot be had.
+        UserError: the minimum cannot be had, or the rule gave something else than owners.
     """
     needed = count * config.minimum_per_client
     if len(labels) < needed:
@@ -45,7 +45,21 @@ def partition(labels: Labels, count: int, generator: np.random.Generator, config
             f"{len(labels)} are left to deal out; lower it, or take fewer clients"
         )
     owner = choose(config.partition, PARTITIONS, "partition")(labels, count, generator, config)
-    return tuple(np.flatnonzero(owner == client) for client in range(count))
+    where = f"[data] partition {config.partition}"
+    if not isinstance(owner, np.ndarray) or owner.shape != labels.shape or owner.dtype.kind not in "iu":
+        raise UserError(f"{where}: an owner for each of {len(labels)} samples expected, got {described(owner)}")
+    if owner.min() < NOBODY or owner.max() >= count:
+        raise UserError(
+            f"{where}: owners from {NOBODY} (nobody) to {count - 1} expected, got {owner.min()} to {owner.max()}"
+        )
+    shards = tuple(np.flatnonzero(owner == client) for client in range(count))
+    for client, shard in enumerate(shards):
+        if len(shard) < config.minimum_per_client:
+            raise UserError(
+                f"{where}: at least minimum_per_client = {config.minimum_per_client} samples for each client expected, "
+                f"got {len(shard)} for client {client}"
+            )
+    return shards
 
 
 def stratified(labels: Labels, size: int, generator: np.random.Generator) -> Indices:

@@ -17,7 +17,7 @@ from steelyard.aggregation import make_defence
 from steelyard.aggregation.base import Setting, State, Verdict
 from steelyard.aggregation.fedavg import fedavg
 from steelyard.aggregation.round import JoinedRound
-from steelyard.bundle import read_arrays, write_arrays
+from steelyard.bundle import check_arrays, read_arrays, write_arrays
 from steelyard.config import ServerHalf
 from steelyard.errors import UserError
 from steelyard.models import FlatModel
@@ -125,11 +125,18 @@ class Joiner:
     def advance(self) -> None:
         """Carry on from the round joined last."""
         if self._round is not None and self._joined is not None:
-            self._state = self._round.after(self._joined.verdict)
+            self._state = self._kept(self._round.after(self._joined.verdict), f"after, round {self._number}")
 
     def _start(self) -> State:
-        defence = self._defence
-        return {} if defence is None else defence.rule.start(len(self._places), self._model.layout.trainable)
+        if self._defence is None:
+            return {}
+        return self._kept(self._defence.rule.start(len(self._places), self._model.layout.trainable), "start")
+
+    def _kept(self, state: State, origin: str) -> State:
+        """A state that the rule gave, if it can be written down."""
+        if self._defence is not None:
+            check_arrays(state, f"[defence] {self._defence.config.name}, what it carries from {origin}")
+        return state
 
     def _setting(self, number: int, global_D: torch.Tensor) -> Setting:
         trainable, root_P = self._model.layout.trainable, None

@@ -5,7 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
+from steelyard.bundle import check_arrays
+from steelyard.errors import UserError, described
 from steelyard.scoring.evaluators import EVALUATORS, NamedEvaluator
 from steelyard.scoring.evaluators.base import Evaluator, Fold, Round, Scores, State
 from steelyard.scoring.evaluators.budget import BudgetParams, RacingParams
@@ -49,21 +52,39 @@ def score_round(
         states: what each fold carried on from the round before, by name; a fold that is not there starts.
         spent: by name, the calls that a budget in seconds, or a race, came to when the round was scored before: they
             are the budget now, instead. Evaluators without such a budget take no notice.
+
+    Raises:
+        UserError: an evaluator returned something else than it is to, a number too few, say.
     """
     results = []
     for named in evaluators:
         start = time.perf_counter()
+        where = f"[[evaluators]] {named.name}, round {round_number}"
         generator = numpy_generator(seed, "evaluator", named.name, round_number)
         evaluator, state = _recalled(named, (spent or {}).get(named.name)), None
         if isinstance(evaluator, Fold):
             before = (states or {}).get(named.name)
             before = evaluator.start(round_.clients) if before is None else before
-            state, scores = evaluator.fold(before, round_, generator)
+            check_arrays(before, f"{where}, the state from start")
+            state, scores = _pair(evaluator.fold(before, round_, generator), where)
+            check_arrays(state, f"{where}, the state from fold")
+            places = round_.clients
         else:
-            scores = evaluator.evaluate(round_.view(named.params.utility), generator)
+            game = round_.view(named.params.utility)
+            scores, places = evaluator.evaluate(game, generator), game.players
+        if not isinstance(scores, Scores):
+            raise UserError(f"{where}: Scores expected, got {described(scores)}")
+        scores.check(places, where)
         seconds = time.perf_counter() - start
         results.append(RoundScores(evaluator=named.name, scores=scores, seconds=seconds, state=state))
     return tuple(results)
+
+
+def _pair(told: Any, where: str) -> tuple[State, Scores]:
+    """What `fold` returned, if it is two things."""
+    if not isinstance(told, tuple) or len(told) != 2:
+        raise UserError(f"{where}: a pair expected from fold, the next state and Scores, got {described(told)}")
+    return told
 
 
 def _recalled(named: NamedEvaluator, calls: int | None) -> Evaluator | Fold:

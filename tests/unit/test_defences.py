@@ -316,6 +316,10 @@ def test_no_client_can_make_a_rule_say_what_ends_the_run(name: str) -> None:
         ({"suspicion_n": np.zeros(4)}, r"suspicion_n as an array of 3 numbers expected.* got shape \(4,\)"),
         ({"suspicion_n": np.array([0.0, 1.0, np.inf])}, "finite suspicion_n expected, got inf at place 2 of 3"),
         ({"due_n": np.ones((3, 1))}, r"due_n as an array of 3 numbers expected.* got shape \(3, 1\)"),
+        (
+            {"weights_n": np.array(["a", "b", "c"])},
+            r"weights_n as an array of 3 numbers expected.* shape \(3,\) and <U1",
+        ),
         ({"step_P": np.zeros(1, np.float32)}, r"step_P as an array of 2 numbers expected, got shape \(1,\)"),
     ],
 )
@@ -333,6 +337,19 @@ def test_a_verdict_that_cannot_be_told_apart_by_client_is_refused(
     monkeypatch.setitem(RULES, "own", (RULES["mean"][0], Own))
     with pytest.raises(UserError, match=rf"^\[defence\] own, round 4: {message}"):
         joined({"name": "own"}, [[1.0, 2.0]] * 3, number=4).verdict()
+
+
+def test_a_rule_without_a_verdict_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Silent(Stateless):
+        def __init__(self, params: Any) -> None:
+            pass
+
+        def decide(self, state: Any, group: Any) -> None:
+            pass
+
+    monkeypatch.setitem(RULES, "silent", (RULES["mean"][0], Silent))
+    with pytest.raises(UserError, match=r"^\[defence\] silent, round 4: a Verdict expected from decide, got NoneType"):
+        joined({"name": "silent"}, [[1.0, 2.0]] * 3, number=4).verdict()
 
 
 @pytest.mark.parametrize("name", [name for name in TABLES if name not in ("mean", "foolsgold")])

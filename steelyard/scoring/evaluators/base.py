@@ -17,6 +17,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
+from steelyard.errors import UserError, described
 from steelyard.scoring.coalitions import Floats, Game, Masks
 
 CHUNK = 256
@@ -59,6 +60,27 @@ class Scores:
     converged: bool = True
     examples: Floats | None = field(default=None, repr=False)
     whole: bool = False
+
+    def check(self, places: int, where: str) -> None:
+        """Raise UserError unless there is a number of each kind per place.
+
+        A single number would be told as every client's, another wrong size in numpy's words. That they are finite
+        isn't asked: huge updates can make an honest evaluator's values overflow, and no client may end the run.
+
+        Args:
+            places: how many values are due.
+            where: names the evaluator and the round in an error.
+        """
+        for name in ("value", "std_error", "validation_std_error"):
+            numbers = getattr(self, name)
+            if not isinstance(numbers, np.ndarray) or numbers.shape != (places,) or numbers.dtype.kind not in "fiu":
+                raise UserError(f"{where}: {name} as an array of {places} numbers expected, got {described(numbers)}")
+        if not isinstance(self.calls, int) or self.calls < 0:
+            raise UserError(f"{where}: calls as an integer >= 0 expected, got {self.calls!r}; game.calls counts them")
+        parts = self.examples
+        if parts is not None and (not isinstance(parts, np.ndarray) or parts.ndim != 2 or len(parts) != places):
+            expected = f"examples as an array [{places}, validation examples] or None expected"
+            raise UserError(f"{where}: {expected}, got {described(parts)}")
 
     def spread(self, members: tuple[int, ...], clients: int) -> Scores:
         """The same for the whole roster, [N]: 0 for whoever is not a member."""
