@@ -19,7 +19,7 @@ from steelyard.aggregation import make_defence
 from steelyard.aggregation.base import Group, Setting, State, Verdict
 from steelyard.aggregation.defence import Defence, take
 from steelyard.aggregation.fedavg import weighted_sum
-from steelyard.aggregation.rows import Rows, Vector
+from steelyard.aggregation.rows import Rows, Vector, read_only
 
 
 class JoinedRound:
@@ -49,7 +49,7 @@ class JoinedRound:
         self.defence, self.state, self.setting, self.members = defence, state, setting, tuple(members)
         self._global_D, self._updates = global_D, tuple(updates)
         self._trainable = len(setting.global_P)
-        vectors = [update_D.numpy() for update_D in self._updates]
+        vectors = [read_only(update_D.numpy()) for update_D in self._updates]
         self._group = Group(
             rows=Rows(vectors, self._trainable), samples=tuple(samples), members=tuple(members), setting=setting
         )
@@ -124,7 +124,7 @@ def unpacked(
             number=words["number"],
             seed=words["seed"],
             clients=words["clients"],
-            global_P=global_D[: words["trainable"]].numpy(),
+            global_P=read_only(global_D[: words["trainable"]].numpy()),
             root_P=arrays.get("root"),
         ),
         global_D=global_D,

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import cached_property
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +19,7 @@ from steelyard.scoring.coalitions import Floats
 from steelyard.scoring.geometry import BLOCK, gram
 
 Vector = NDArray[np.float32]
+T = TypeVar("T", bound=np.generic)
 
 
 class Rows:
@@ -39,16 +41,16 @@ class Rows:
     ) -> None:
         self._vectors, self.size, self._matrix = tuple(vectors), size, matrix_mn
         if gram_nn is not None:
-            self.gram_nn = gram_nn
+            self.gram_nn = read_only(gram_nn)
 
     def __len__(self) -> int:
         return len(self._vectors) if self._matrix is None else len(self._matrix)
 
     @cached_property
     def gram_nn(self) -> Floats:
-        """Inner products of the rows, [n, n]."""
+        """Inner products of the rows, [n, n]; shared by all who ask, so copy it before you write to it."""
         products = gram(self._vectors, self.size)
-        return products if self._matrix is None else self._matrix @ products @ self._matrix.T
+        return read_only(products if self._matrix is None else self._matrix @ products @ self._matrix.T)
 
     @property
     def norms_n(self) -> Floats:
@@ -92,6 +94,13 @@ class Rows:
 
     def _mixed(self, block_nb: Floats) -> Floats:
         return block_nb if self._matrix is None else self._matrix @ block_nb
+
+
+def read_only(array: NDArray[T]) -> NDArray[T]:
+    """A view that can't be written to: a plug-in that tries is told, where others would go on with what it left."""
+    view = array.view()
+    view.flags.writeable = False
+    return view
 
 
 def squared_distances(gram_nn: Floats) -> Floats:

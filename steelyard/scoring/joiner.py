@@ -17,6 +17,7 @@ from steelyard.aggregation import make_defence
 from steelyard.aggregation.base import Setting, State, Verdict
 from steelyard.aggregation.fedavg import fedavg
 from steelyard.aggregation.round import JoinedRound
+from steelyard.aggregation.rows import read_only
 from steelyard.bundle import check_arrays, read_arrays, write_arrays
 from steelyard.config import ServerHalf
 from steelyard.errors import UserError
@@ -148,6 +149,6 @@ class Joiner:
             number=number,
             seed=self._half.seed,
             clients=len(self._places),
-            global_P=global_D[:trainable].numpy(),
+            global_P=read_only(global_D[:trainable].numpy()),
             root_P=root_P,
         )

@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from steelyard.aggregation.round import JoinedRound
+from steelyard.aggregation.rows import read_only
 from steelyard.errors import UserError
 from steelyard.models import Layout
 from steelyard.scoring.coalitions import Floats
@@ -60,11 +61,11 @@ class PlayedRound:
         self.number, self.last = number, last
         self.clients, self.samples, self.members = len(samples), samples, members
         self.trainable = layout.trainable
-        self.labels_E: NDArray[np.int64] = labels.numpy()
+        self.labels_E: NDArray[np.int64] = read_only(labels.numpy())
         self._utility, self._layout, self._gradient = utility, layout, gradient
         self._global, self._progress = global_D, progress
-        self.global_D: Vectors = global_D.numpy()
-        self.updates_nD: tuple[Vectors, ...] = tuple(update_D.numpy() for update_D in updates)
+        self.global_D: Vectors = read_only(global_D.numpy())
+        self.updates_nD: tuple[Vectors, ...] = tuple(read_only(update_D.numpy()) for update_D in updates)
         self._game = utility.round(global_D, updates, [samples[k] for k in members], progress, joined, files)
 
     def view(self, metric: Literal["accuracy", "loss"]) -> RoundView:

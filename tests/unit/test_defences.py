@@ -352,6 +352,14 @@ def test_a_rule_without_a_verdict_is_told_so(monkeypatch: pytest.MonkeyPatch) ->
         joined({"name": "silent"}, [[1.0, 2.0]] * 3, number=4).verdict()
 
 
+def test_no_rule_can_touch_what_coalitions_are_joined_from() -> None:
+    """A diagonal filled in place, as Krum's is in many programs, would be every coalition's."""
+    rows = joined({"name": "krum"}, random_updates(9))._group.rows
+    for shared in (rows.gram_nn, rows.take([0, 1]).gram_nn, rows._vectors[0]):
+        with pytest.raises(ValueError, match="read-only"):
+            shared[:] = 0
+
+
 @pytest.mark.parametrize("name", [name for name in TABLES if name not in ("mean", "foolsgold")])
 def test_a_far_update_is_the_most_suspicious(name: str) -> None:
     updates = 1 + 0.1 * random_updates(9)

@@ -446,6 +446,14 @@ def test_a_fold_does_not_touch_what_it_is_given(recorded: Recorded) -> None:
             assert {key: array.tobytes() for key, array in before.items()} == copy
 
 
+def test_no_fold_can_touch_what_other_evaluators_look_at(recorded: Recorded) -> None:
+    scorer = recorded.scorer()
+    round_ = scorer.played(recorded.closed[0], scorer.read(recorded.closed[0]))
+    for array in (round_.global_D, *round_.updates_nD, round_.labels_E):
+        with pytest.raises(ValueError, match="read-only"):
+            array[:] = 0
+
+
 @pytest.mark.parametrize("kind", list(EVALUATORS))
 def test_an_absent_client_has_zeros_and_the_others_their_own_scores(kind: str, recorded: Recorded) -> None:
     """Client 1 takes part in nothing: a row of zeros; the others score as in an experiment that has no client 1."""
