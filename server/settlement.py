@@ -62,10 +62,15 @@ class Settlement:
         return self._scorer.model.layout.specs
 
     def write_initial_model(self) -> None:
-        """Write the first round's global model, unless an earlier start of the server already did."""
+        """Write the first round's global model, unless an earlier start of the server already did.
+
+        Raises:
+            UserError: the network can't be started, or takes no images of this size.
+        """
         path = self._recordings.global_file(1)
         if not path.exists():
             state_D = self._scorer.model.initial_state(torch_generator(self._seed, "model"))
+            self._scorer.model.try_out()
             bundle.write(path, self.specs, bundle.raw(state_D.numpy()))
 
     def settle(self, closed: ClosedRound) -> None:

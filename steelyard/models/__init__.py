@@ -13,10 +13,11 @@ from collections.abc import Callable
 
 import torch
 from torch import nn
+from torch.nn.modules.dropout import _DropoutNd
 
 from steelyard.bundle import TensorSpec
 from steelyard.config import Shape
-from steelyard.errors import UserError
+from steelyard.errors import UserError, described
 from steelyard.models.large import large_cnn_28
 from steelyard.models.layout import Layout, places, variances
 from steelyard.models.resnet import resnet18
@@ -50,9 +51,13 @@ class FlatModel:
         self.name = name or default_model(shape)
         self.shape = shape
         with torch.device("meta"):
-            self.module = choose(self.name, MODELS, "model")(shape)
-        self.module.to_empty(device=device)
+            module = choose(self.name, MODELS, "model")(shape)
+        if not isinstance(module, nn.Module):
+            raise UserError(f"[model] {self.name}: an nn.Module expected, got {described(module)}")
+        self.module = module.to_empty(device=device)
         self.parameters = list(self.module.parameters())
+        if not self.parameters:
+            raise UserError(f"[model] {self.name}: a network with parameters expected, got {described(module)}")
         self.classes = shape.classes
         trainable = dict(self.module.named_parameters())
         floats = {n: b for n, b in self.module.named_buffers() if b.is_floating_point()}
@@ -85,7 +90,21 @@ class FlatModel:
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
         """Logits [B, classes] for images [B, channels, height, width]."""
         logits: torch.Tensor = self.module(images)
+        if getattr(logits, "shape", None) != (len(images), self.classes):  # other sizes could be trained on, unnoticed
+            raise UserError(
+                f"[model] {self.name}: logits of shape {(len(images), self.classes)} expected, got {described(logits)}"
+            )
         return logits
+
+    def try_out(self) -> None:
+        """Raise UserError unless images of the experiment's size go through; torch's own words name no network."""
+        size = (2, self.shape.channels, self.shape.height, self.shape.width)
+        self.module.eval()
+        try:
+            with torch.inference_mode():
+                self(torch.zeros(size, device=self.state.device))
+        except RuntimeError as error:
+            raise UserError(f"[model] {self.name}: images {size} expected to go through, torch says: {error}") from None
 
     def initial_state(self, generator: torch.Generator) -> torch.Tensor:
         """A freshly initialized state [D]: He-uniform weights, zero biases, unit normalization; one generator."""
@@ -98,8 +117,13 @@ class FlatModel:
                         module.bias.zero_()
             elif isinstance(module, nn.BatchNorm2d):
                 module.reset_parameters()
-            elif list(module.parameters(recurse=False)):
-                raise UserError(f"no initialization is known for {type(module).__name__}; add it in steelyard/models")
+            elif [*module.parameters(recurse=False), *module.buffers(recurse=False)]:
+                raise UserError(
+                    f"[model] {self.name}: no initialization is known for {type(module).__name__}; add it to "
+                    "FlatModel.initial_state, or write constants into forward"
+                )
+            elif isinstance(module, _DropoutNd):
+                raise UserError(f"[model] {self.name}: no dropout expected, its draws follow no seed; leave it out")
         return self.state.clone()
 
 

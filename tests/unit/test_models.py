@@ -140,10 +140,54 @@ def test_images_without_a_network_of_their_own_size() -> None:
         FlatModel("", Shape(channels=3, height=32, width=16, classes=10))
 
 
-def test_a_layer_without_a_known_initialization_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(MODELS, "odd", lambda _: nn.Sequential(nn.PReLU()))
-    with pytest.raises(UserError, match="no initialization is known for PReLU"):
+class Constant(nn.Module):
+    """A constant in a buffer, which would be 0 wherever a state is loaded."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.full((1,), 0.5))
+
+
+@pytest.mark.parametrize(
+    ("module", "message"),
+    [
+        (nn.PReLU, "no initialization is known for PReLU"),
+        (Constant, "no initialization is known for Constant; .* write constants into forward"),
+        (nn.Dropout, "no dropout expected"),
+    ],
+)
+def test_what_a_state_cannot_hold_is_refused(
+    module: type[nn.Module], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(MODELS, "odd", lambda _: nn.Sequential(nn.Linear(2, 2), module()))
+    with pytest.raises(UserError, match=rf"^\[model\] odd: {message}"):
         FlatModel("odd", DIGITS).initial_state(generator())
+
+
+def test_a_function_that_returns_no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(MODELS, "odd", lambda _: None)  # type: ignore[arg-type, return-value]
+    with pytest.raises(UserError, match=r"^\[model\] odd: an nn.Module expected, got NoneType"):
+        FlatModel("odd", DIGITS)
+
+
+@pytest.mark.parametrize(
+    ("module", "message"),
+    [
+        (nn.Flatten(), "a network with parameters expected, got Flatten"),
+        (nn.Sequential(nn.Flatten(), nn.Linear(784, 10)), r"images \(2, 1, 8, 8\) .* torch says: mat1 and mat2 shapes"),
+    ],
+)
+def test_a_network_that_takes_no_such_images(module: nn.Module, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(MODELS, "odd", lambda _: module)
+    with pytest.raises(UserError, match=rf"^\[model\] odd: {message}"):
+        FlatModel("odd", DIGITS).try_out()
+
+
+@pytest.mark.parametrize("outputs", [1, 11])
+def test_logits_for_another_number_of_labels(outputs: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(MODELS, "odd", lambda _: nn.Sequential(nn.Flatten(), nn.Linear(64, outputs)))
+    with pytest.raises(UserError, match=rf"logits of shape \(3, 10\) expected, got Tensor of shape \(3, {outputs}\)"):
+        FlatModel("odd", DIGITS)(torch.zeros(3, 1, 8, 8))
 
 
 # -- the networks of the study ---------------------------------------------------------------------------------------
