@@ -21,20 +21,20 @@ MAX_LABELS = 24
 
 @dataclass(frozen=True, kw_only=True)
 class Bars:
-    """One bar per client: heights, standard errors (None: not known) and a colour each."""
+    """One bar per client: heights (None: no number), standard errors (None: not known) and a colour each."""
 
     label: str
-    heights: Sequence[float]
+    heights: Sequence[float | None]
     errors: Sequence[float | None]
     colours: Sequence[str]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Line:
-    """One curve through points at x = first, first + 1, ..."""
+    """One curve through points at x = first, first + 1, ...; None is no number, and no point."""
 
     label: str
-    values: Sequence[float]
+    values: Sequence[float | None]
     colour: str
     dashed: bool = False
 
@@ -65,9 +65,8 @@ class Axis:
 
 def bar_figure(title: str, unit: str, groups: Sequence[Bars], names: Sequence[str], legend: Sequence[Line]) -> str:
     """Bars side by side, one group of them per name; `legend` gives labels and colours alone."""
-    tops = [h + (e or 0) for bars in groups for h, e in zip(bars.heights, bars.errors, strict=True)]
-    feet = [h - (e or 0) for bars in groups for h, e in zip(bars.heights, bars.errors, strict=True)]
-    axis = Axis(ticks(min(0.0, *feet), max(0.0, *tops)))
+    known = [(h, e or 0.0) for bars in groups for h, e in zip(bars.heights, bars.errors, strict=True) if h is not None]
+    axis = Axis(ticks(min([0.0, *(h - e for h, e in known)]), max([0.0, *(h + e for h, e in known)])))
     pitch = (WIDTH - LEFT - RIGHT) / len(names)
     width = min(pitch * 0.76 / len(groups), 34)
     parts = []
@@ -86,8 +85,8 @@ def bar_figure(title: str, unit: str, groups: Sequence[Bars], names: Sequence[st
 
 def line_figure(title: str, unit: str, lines: Sequence[Line], first: int) -> str:
     """Curves by round, the first point of each at round `first`."""
-    values = [value for line in lines for value in line.values]
-    axis = Axis(ticks(min(values), max(values)))
+    values = [value for line in lines for value in line.values if value is not None]
+    axis = Axis(ticks(min(values, default=0.0), max(values, default=0.0)))
     last = first + max(len(line.values) for line in lines) - 1
     step = (WIDTH - LEFT - RIGHT - 30) / max(1, last - first)
 
@@ -100,7 +99,7 @@ def line_figure(title: str, unit: str, lines: Sequence[Line], first: int) -> str
         if (r - first) % math.ceil((last - first + 1) / MAX_LABELS) == 0
     ]
     for line in sorted(lines, key=lambda line: line.dashed):  # dashes on top: two equal curves both show
-        points = [(x(first + at), axis.y(value)) for at, value in enumerate(line.values)]
+        points = [(x(first + at), axis.y(value)) for at, value in enumerate(line.values) if value is not None]
         parts.extend(_curve(points, line))
     parts.append(_rule(HEIGHT - BOTTOM, INK))
     parts.append(_text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 10, "round"))
@@ -138,11 +137,12 @@ def interval_figure(title: str, unit: str, spans: Sequence[Span]) -> str:
 
 def curve_figure(title: str, unit: str, lines: Sequence[Line], names: Sequence[str], axis_name: str) -> str:
     """Curves over named places, side by side at equal distances; the values' axis begins at 0."""
-    axis = Axis(ticks(0.0, max(value for line in lines for value in line.values)))
+    axis = Axis(ticks(0.0, max(value for line in lines for value in line.values if value is not None)))
     step = (WIDTH - LEFT - RIGHT - 30) / max(1, len(names) - 1)
     parts = [_text(LEFT + 15 + at * step, HEIGHT - BOTTOM + 18, name) for at, name in enumerate(names)]
     for line in lines:
-        parts.extend(_curve([(LEFT + 15 + at * step, axis.y(value)) for at, value in enumerate(line.values)], line))
+        points = [(LEFT + 15 + at * step, axis.y(v)) for at, v in enumerate(line.values) if v is not None]
+        parts.extend(_curve(points, line))
     parts.append(_rule(HEIGHT - BOTTOM, INK))
     parts.append(_text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 10, axis_name))
     return _figure(title, unit, axis, parts, lines)
@@ -198,7 +198,9 @@ def _legend(lines: Sequence[Line]) -> list[str]:
     return parts
 
 
-def _bar(axis: Axis, x: float, width: float, height: float, error: float | None, colour: str) -> str:
+def _bar(axis: Axis, x: float, width: float, height: float | None, error: float | None, colour: str) -> str:
+    if height is None:
+        return ""
     top, foot = axis.y(max(height, 0.0)), axis.y(min(height, 0.0))
     parts = [f'<rect x="{x:.1f}" y="{top:.1f}" width="{width:.1f}" height="{foot - top:.1f}" fill="{colour}"/>']
     if error:

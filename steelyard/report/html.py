@@ -75,7 +75,7 @@ def page(run: Path, summary: Summary) -> str:
         _table("Structure among the benign clients, honest against attacked", _structure(summary)),
         _table("The global model on the test set after the last round", _utility(summary)),
         _table(
-            "Fraction of benign clients less suspicious than the attacker (0.5: cannot be told apart)",
+            "Fraction of benign clients that look less suspicious than the attacker (0.5: like any other)",
             _stealth(summary),
         ),
         _table("Cost", _cost(summary)),

@@ -57,7 +57,7 @@ def shares(totals_N: Floats, *, kind: str, validation: int) -> Shares:
         validation: the number of validation examples: the sum must be worth more than ten of them, and 0.05.
     """
     if kind not in EFFICIENT_KINDS:
-        return Shares(values=None, reason=f"the values of {kind} do not add up to the utility")
+        return Shares(values=None, reason=f"the values of {kind} are not known to add up to the utility")
     floor = max(MIN_SHARED_SUM, MIN_SHARED_EXAMPLES / validation)
     total = float(np.sum(totals_N))
     if not total > floor:

@@ -103,9 +103,9 @@ def headline(summary: Table, evaluator: str) -> list[str]:
     if not summary["attackers"]:
         return ["Nobody attacked in this run."]
     if results["honest"] is None:
-        totals = results["attacked"]["total"]
+        totals = ["no finite number" if t is None else f"{t:.4f}" for t in results["attacked"]["total"]]
         return [
-            f"Client {k}'s {evaluator} is {totals[k]:.4f}; without an honest twin there is nothing to compare."
+            f"Client {k}'s {evaluator} is {totals[k]}; without an honest twin there is nothing to compare."
             for k in summary["attackers"]
         ]
     return [_inflation_sentence(evaluator, results, inflation) for inflation in results["inflation"]]
@@ -114,11 +114,16 @@ def headline(summary: Table, evaluator: str) -> list[str]:
 def _inflation_sentence(evaluator: str, results: Table, inflation: Table) -> str:
     client, raw = inflation["client"], inflation["raw"]
     honest, attacked = results["honest"], results["attacked"]
+    if raw is None:
+        runs = " and ".join(run for run in ("honest", "attacked") if results[run]["total"][client] is None)
+        return (
+            f"Client {client}'s {evaluator} is no finite number in the {runs} run; scores.csv says since which round."
+        )
     verb = "raised" if raw > 0 else "lowered" if raw < 0 else "did not change"
-    amount = f" by {abs(raw):.4f}" if raw else ""
+    before, after = honest["total"][client], attacked["total"][client]
+    amount = f" by {abs(raw):.4f}, from {before:.4f} to {after:.4f}" if raw else f", {after:.4f}"
     return (
-        f"Client {client} {verb} its {evaluator}{amount}, "
-        f"from {honest['total'][client]:.4f} to {attacked['total'][client]:.4f} "
+        f"Client {client} {verb} its {evaluator}{amount} "
         f"(standard error {_figure(inflation['std_error'])} from sampling coalitions, "
         f"{_figure(inflation['validation_std_error'])} over validation examples), "
         f"and {_rank_change(honest['rank'][client], attacked['rank'][client])} "
@@ -228,8 +233,8 @@ def _absent(records: Records) -> list[int]:
 
 
 def _ranks(total: Floats, absent: Sequence[int]) -> Floats:
-    """Ranks [N] among the clients that were there; NaN for the others, whose value of 0 nobody earned."""
-    here = ~np.isin(np.arange(len(total)), absent)
+    """Ranks [N] among the clients that were there and whose value is a number; NaN for the others."""
+    here = ~np.isin(np.arange(len(total)), absent) & np.isfinite(total)
     ranks = np.full(len(total), np.nan)
     ranks[here] = measures.ranks(total[here])
     return ranks

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -52,7 +52,7 @@ def client_rows(summary: dict[str, Any], results: dict[str, Any]) -> Iterator[tu
             f"{data['labels'][client]}/{data['classes']} labels, {samples} samples",
             _value(results["honest"], client),
             _value(results["attacked"], client),
-            "-" if results["change"] is None else f"{results['change'][client]:+.4f}",
+            _change(results["change"], client),
             " -> ".join(_rank(run["rank"][client]) for run in (results["honest"], results["attacked"]) if run),
         )
 
@@ -62,7 +62,13 @@ def _rank(rank: float | None) -> str:
 
 
 def _value(totals: dict[str, Any] | None, client: int) -> str:
-    return "-" if totals is None else f"{totals['total'][client]:.4f}"
+    if totals is None:
+        return "-"
+    return "no number" if (total := totals["total"][client]) is None else f"{total:.4f}"
+
+
+def _change(changes: Sequence[float | None] | None, client: int) -> str:
+    return "-" if changes is None or (change := changes[client]) is None else f"{change:+.4f}"
 
 
 def _clients(summary: dict[str, Any], name: str, results: dict[str, Any]) -> Table:
@@ -83,12 +89,13 @@ def _notes(summary: dict[str, Any]) -> Iterator[str]:
         yield f"Test accuracy: {', '.join(runs)} ({sizes})."
     for stealth in summary["stealth"]:
         figures = [
-            f"{name} {stealth[name]['attacked']:.2f}" + _against(stealth[name]["honest"])
+            f"by {name} {stealth[name]['attacked']:.2f}" + _against(stealth[name]["honest"])
             for name in ("norm", "cosine")
             if stealth[name]["attacked"] is not None
         ]
         if figures:
-            yield f"Benign clients less suspicious than client {stealth['client']}: {'; '.join(figures)}."
+            said = f"Fraction of benign clients that look less suspicious than client {stealth['client']}"
+            yield f"{said} (0.5: like any other): {'; '.join(figures)}."
     if summary["boundary"]:
         yield f"Roles kept apart by: {summary['boundary']}."
 

@@ -42,7 +42,7 @@ def test_shares_need_a_sum_worth_ten_examples_and_five_points(total: float, vali
 
 def test_leave_one_out_has_no_shares() -> None:
     result = shares(np.array([1.0, 1.0]), kind="loo", validation=100)
-    assert (result.values, result.reason) == (None, "the values of loo do not add up to the utility")
+    assert (result.values, result.reason) == (None, "the values of loo are not known to add up to the utility")
 
 
 def test_structure_of_a_swap() -> None:

@@ -123,7 +123,7 @@ def test_shares_and_structure_where_they_mean_something(summary: dict[str, Any])
     sv, leave = summary["evaluators"]["sv"], summary["evaluators"]["leave"]
     assert sv["honest"]["shares"] == pytest.approx([0.125, 0.375, 0.5])
     assert leave["honest"]["shares"] is None
-    assert "do not add up" in leave["honest"]["shares_reason"]
+    assert "are not known to add up" in leave["honest"]["shares_reason"]
     # Benign 1 and 2: honest shares 3/7 and 4/7, attacked 1/2 and 1/2.
     assert sv["structure"]["share_distance"] == pytest.approx(1 / 7)
     assert leave["structure"]["kendall"] == 1.0
@@ -178,6 +178,21 @@ def test_what_is_no_number_is_null(attacked: Path) -> None:
     alone = summarize(attacked, None, (0,))
     assert alone["evaluators"]["sv"]["attacked"]["std_error"] == [None] * 3
     assert "<svg" in page(attacked, alone)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("compared", [True, False])
+def test_a_value_that_is_no_number_leaves_a_report(value: float, compared: bool, honest: Path, tmp_path: Path) -> None:
+    """An attacker's huge updates can make it so; all rounds are scored by then, and the run must end as DONE."""
+    values = {"sv": [[0.3, 0.2, 0.1], [value, 0.0, 0.1]], "leave": ATTACKED["leave"]}
+    run = write_run(tmp_path / "run", values, accuracy=(0.5, 0.75), norm=9.0, attack=ATTACK)
+    summary = summarize(run, honest if compared else None, (0,))
+    assert summary["evaluators"]["sv"]["attacked"]["rank"] == [None, 1.5, 1.5]
+    assert "no finite number" in headline(summary, "sv")[0]
+    assert "no number" in printed(summary)
+    assert "no number" in page(run, summary)
+    ET.fromstring(cumulative_figure(summary, "sv"))  # noqa: S314 - our own words
+    ET.fromstring(values_figure(summary, "sv"))  # noqa: S314 - our own words
 
 
 def test_a_twin_of_another_size_is_refused(attacked: Path, tmp_path: Path) -> None:
@@ -346,7 +361,7 @@ def test_the_page_stands_alone_and_escapes_every_word(attacked: Path, summary: d
 def test_the_page_gives_the_attackers_share_or_why_there_is_none(attacked: Path, summary: dict[str, Any]) -> None:
     text = page(attacked, summary)
     assert "<td>sv, client 0</td><td>0.1250</td><td>0.5556</td>" in text  # 0.1 of 0.8, 0.5 of 0.9
-    assert "<td>leave, client 0</td><td>the values of loo do not add up to the utility</td>" in text
+    assert "<td>leave, client 0</td><td>the values of loo are not known to add up to the utility</td>" in text
 
 
 def test_the_figures_are_well_formed_and_drawn_to_scale(summary: dict[str, Any], tmp_path: Path) -> None:
