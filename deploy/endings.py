@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from deploy.environment import process_environment
+from steelyard.bundle import write_text
 from steelyard.errors import RunFailedError, UserError, WaitTimeoutError
 from steelyard.process import MISTAKE, last_words
 
@@ -65,6 +66,15 @@ def failure(code: int | None, log: str, what: str) -> UserError | RunFailedError
     if code is not None and code < 0:
         return ServerKilledError(f"{what} was ended by {signal.Signals(-code).name}; resume the run to go on")
     return RunFailedError(last_words(log))
+
+
+def failure_in_one(code: int, said: str, kept: Path) -> UserError | RunFailedError:
+    """The error of a run in one process; what it said beyond one line, a bug's trace, is kept in a file."""
+    words = last_words(said, f"exit code {code}")
+    if len(said.splitlines()) > 1:
+        write_text(kept, said)
+        words += f"; the trace is in {kept}"
+    return UserError(words) if code == MISTAKE else RunFailedError(words)
 
 
 def describe(code: int | None, log: str) -> str:

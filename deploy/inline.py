@@ -56,7 +56,9 @@ class Turns:
         place = [other for other in self._order if self._stays[other].covers(number)].index(client)
         with self._changed:
             if not self._changed.wait_for(lambda: self._over or self._done.get(number, 0) >= place, self._timeout_s):
-                raise WaitTimeoutError(f"client {client} waited {self._timeout_s:g} s for its turn in round {number}")
+                slow = [other for other in self._order if self._stays[other].covers(number)][self._done.get(number, 0)]
+                waited = f"client {client} waited {self._timeout_s:g} s for its turn in round {number}"
+                raise WaitTimeoutError(f"{waited}: client {slow} is not done with it")
             if self._over:
                 raise RunFailedError(f"the run was over before client {client} had its turn in round {number}")
         try:

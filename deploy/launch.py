@@ -22,6 +22,7 @@ from typing import Any, Literal, Protocol
 from deploy.containers.boxes import prepare_boxed
 from deploy.containers.run import LOCK, run_containers
 from deploy.decoders import check_decoder
+from deploy.endings import failure_in_one
 from deploy.forks import Fork, keep_up, start
 from deploy.local import Process, end_all, run_local
 from deploy.prepare import client_half, prepare, server_half
@@ -29,10 +30,10 @@ from deploy.provenance import provenance, revision
 from deploy.torchrun.job import run_torchrun
 from steelyard.bundle import write_text
 from steelyard.config import Experiment, RosterEntry, Shape, to_json
-from steelyard.errors import RunFailedError, UserError, WaitTimeoutError
+from steelyard.errors import UserError, WaitTimeoutError
 from steelyard.network import Fault
 from steelyard.parsing import differing, parse
-from steelyard.process import MISTAKE, in_a_line, last_words
+from steelyard.process import in_a_line, last_words
 from steelyard.recording import ROLES
 from steelyard.report.html import write_picture, write_report
 from steelyard.report.origin import check_data, data_of, made
@@ -281,10 +282,8 @@ def _launch(experiment: Experiment, run: Path, options: Options, view: View) -> 
         except BaseException:
             end_all([Process("inline", process, log)])
             raise
-        complaint = log.read_text(encoding="utf-8", errors="replace")
-    if code := process.poll():
-        kind = UserError if code == MISTAKE else RunFailedError
-        raise kind(last_words(complaint, f"exit code {code}"))
+        if code := process.poll():
+            raise failure_in_one(code, log.read_text(encoding="utf-8", errors="replace"), run / "inline.txt")
 
 
 def _begin(

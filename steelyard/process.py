@@ -120,7 +120,9 @@ def in_a_line(error: BaseException) -> str:
         theirs = ("site-packages", str(Path(os.__file__).parent))
         at = next((f for f in reversed(frames) if not any(part in f.filename for part in theirs)), frames[-1])
         where = f"{at.filename}, line {at.lineno}"
-        said = f"internal error, please report it: {type(error).__name__}: {error} ({where})"
+        if isinstance(error, SyntaxError) and error.filename:  # no frame is of a file that can't be compiled
+            where = f"{error.filename}, line {error.lineno}"
+        said = f"a bug: {type(error).__name__}: {error} ({where}); mend it if that file is yours, else please report it"
     return " ".join(said.splitlines())  # a peer's or a library's words may come in several
 
 

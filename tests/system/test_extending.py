@@ -61,9 +61,9 @@ def put(text: str, where: str, line: str, *, keep: bool = True) -> str:
     return text
 
 
-def run(tree: Path) -> subprocess.CompletedProcess[str]:
+def run(tree: Path, *words: str) -> subprocess.CompletedProcess[str]:
     """The experiment, by the tree's own command."""
-    command = [sys.executable, "-m", "scripts.main", "run", "extended.toml", "--launcher", "inline"]
+    command = [sys.executable, "-m", "scripts.main", "run", "extended.toml", "--launcher", "inline", *words]
     return subprocess.run(
         command, cwd=tree, env=process_environment(), capture_output=True, text=True, timeout=100, check=False
     )
@@ -114,6 +114,15 @@ def test_the_examples_of_the_page_run_together(tree: Path) -> None:
     again = run(tree)
     assert (again.returncode, again.stderr) == (0, "")
     assert "is DONE already, but of other source code" in again.stdout
+
+    text = (tree / "client" / "attacks" / "louder.py").read_text(encoding="utf-8")
+    (tree / "client" / "attacks" / "louder.py").write_text(text.replace("*= self", "*= self.none"), encoding="utf-8")
+    broken = run(tree, "--out", "broken")
+    (trace,) = (tree / "broken").glob("extended-*/inline.txt")
+    assert (broken.returncode, broken.stderr.count("\n")) == (1, 1)
+    assert broken.stderr.startswith("steelyard: a bug: AttributeError: 'Louder' object has no attribute 'none' (")
+    assert broken.stderr.endswith(f"; the trace is in {trace.relative_to(tree)}\n")
+    assert "in update\n" in trace.read_text(encoding="utf-8")
 
 
 def rows(path: Path) -> list[dict[str, str]]:

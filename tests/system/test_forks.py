@@ -90,9 +90,7 @@ def test_code_that_can_not_be_loaded_is_told(tmp_path: Path, monkeypatch: pytest
     nursery = Nursery()
     try:
         assert nursery.fork("client", tmp_path, NOBODY, tmp_path / "log.txt").wait(PATIENCE_S) == 1
-        assert words(tmp_path / "log.txt")[-1].startswith(
-            "steelyard: internal error, please report it: ImportError: this client is broken"
-        )
+        assert words(tmp_path / "log.txt")[-1].startswith("steelyard: a bug: ImportError: this client is broken")
         assert nursery.fork("leaving", tmp_path, [], tmp_path / "left.txt").wait(PATIENCE_S) == 3, "others are forked"
         assert words(tmp_path / "left.txt") == ["bye"]
     finally:

@@ -10,8 +10,11 @@ from typing import Any
 
 import pytest
 
+from deploy.inline import Turns
 from deploy.prepare import client_folder, prepare
 from steelyard.config import load_experiment
+from steelyard.errors import WaitTimeoutError
+from steelyard.participation import Stay
 
 LONG = ("protocol.join_timeout_s=3000", "protocol.round_deadline_s=3000")  # longer than a test waits
 
@@ -56,3 +59,12 @@ def test_a_process_that_stands_still_does_not_hold_ctrl_c_and_what_is_told_to_go
     (run,) = out.iterdir()
     told = shlex.split(err.partition("To go on: ")[2])
     assert told == ["steelyard", "run", "--resume", str(run), "--launcher", "inline"]
+
+
+def test_who_waits_for_its_turn_says_for_whom() -> None:
+    turns = Turns((2, 0, 1), {client: Stay() for client in range(3)}, 0.05)
+    with turns.turn(2, 4):
+        pass
+    words = "client 1 waited 0.05 s for its turn in round 4: client 0 is not done with it"
+    with pytest.raises(WaitTimeoutError, match=words), turns.turn(1, 4):
+        pass
