@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
+import json
 import math
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -19,7 +22,7 @@ from steelyard.config import Experiment
 from steelyard.errors import UserError
 from steelyard.scoring.coalitions import Floats, all_masks
 from steelyard.scoring.evaluators import EVALUATORS, make_evaluators
-from steelyard.scoring.evaluators.base import Scores
+from steelyard.scoring.evaluators.base import EvaluatorParams, Scores
 from steelyard.scoring.evaluators.fedsv import antithetic_orders, shapley_coefficients
 from steelyard.scoring.games import (
     FunctionGame,
@@ -267,6 +270,20 @@ def test_the_defaults() -> None:
     np.testing.assert_allclose(results[0].scores.value, -results[1].scores.value, atol=1e-13)
     assert [r.scores.calls for r in results] == [1024, 1024, 11, 11]
     assert {table["kind"] for table in Experiment(name="x").evaluators} == {"fedsv", "loo"} < set(EVALUATORS)
+
+
+def test_the_documents_name_every_key_and_its_default() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "evaluators.md").read_text(encoding="utf-8")
+    found: dict[str, dict[str, Any]] = {kind: {} for kind in EVALUATORS}
+    for row in page.partition("## Keys\n")[2].partition("\n## ")[0].splitlines()[5:]:
+        kinds, keys = row.removeprefix("| ").split(" | ")
+        base = re.match(r"those of `(\w+)`(?: but `(\w+)`)?", keys)
+        inherited = {key: value for key, value in found[base[1]].items() if key != base[2]} if base else {}
+        own = {key: json.loads(value) for key, value in re.findall(r'`(\w+)` ("\w+"|[\d.]+)', keys)}
+        found |= dict.fromkeys(kinds.strip("`").split("`, `"), inherited | own)
+    common = {field.name for field in dataclasses.fields(EvaluatorParams)}
+    for kind, (params, _) in EVALUATORS.items():
+        assert found[kind] == {f.name: f.default for f in dataclasses.fields(params) if f.name not in common}, kind
 
 
 @pytest.mark.parametrize(
