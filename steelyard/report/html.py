@@ -10,7 +10,7 @@ from typing import Any
 
 from steelyard.bundle import write_text
 from steelyard.report.figures import ATTACKER, BENIGN, HONEST, Bars, Line, bar_figure, line_figure
-from steelyard.report.summary import headline
+from steelyard.report.summary import headline, shown
 from steelyard.report.table import HEADERS, client_rows
 
 Summary = dict[str, Any]
@@ -279,4 +279,4 @@ def _declared(summary: Summary) -> list[Sequence[str]]:
 
 
 def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4f}"
+    return "-" if value is None else shown(value)

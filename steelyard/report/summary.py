@@ -103,12 +103,17 @@ def headline(summary: Table, evaluator: str) -> list[str]:
     if not summary["attackers"]:
         return ["Nobody attacked in this run."]
     if results["honest"] is None:
-        totals = ["no finite number" if t is None else f"{t:.4f}" for t in results["attacked"]["total"]]
+        totals = ["no finite number" if t is None else shown(t) for t in results["attacked"]["total"]]
         return [
             f"Client {k}'s {evaluator} is {totals[k]}; without an honest twin there is nothing to compare."
             for k in summary["attackers"]
         ]
     return [_inflation_sentence(evaluator, results, inflation) for inflation in results["inflation"]]
+
+
+def shown(value: float, sign: str = "") -> str:
+    """A score as people read it: four decimals, or a power of ten where those would push other columns away."""
+    return f"{value:{sign}.4f}" if abs(value) < 1e7 else f"{value:{sign}.4e}"
 
 
 def _inflation_sentence(evaluator: str, results: Table, inflation: Table) -> str:
@@ -121,7 +126,7 @@ def _inflation_sentence(evaluator: str, results: Table, inflation: Table) -> str
         )
     verb = "raised" if raw > 0 else "lowered" if raw < 0 else "did not change"
     before, after = honest["total"][client], attacked["total"][client]
-    amount = f" by {abs(raw):.4f}, from {before:.4f} to {after:.4f}" if raw else f", {after:.4f}"
+    amount = f" by {shown(abs(raw))}, from {shown(before)} to {shown(after)}" if raw else f", {shown(after)}"
     return (
         f"Client {client} {verb} its {evaluator}{amount} "
         f"(standard error {_figure(inflation['std_error'])} from sampling coalitions, "
@@ -136,7 +141,7 @@ def _rank_change(before: float, after: float) -> str:
 
 
 def _figure(value: float | None) -> str:
-    return "unknown" if value is None else "0" if value == 0 else f"{value:.4f}"
+    return "unknown" if value is None else "0" if value == 0 else shown(value)
 
 
 def _check_twin(attacked: Records, honest: Records) -> None:

@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from steelyard.parsing import choose
-from steelyard.report.summary import headline
+from steelyard.report.summary import headline, shown
 
 HEADERS = ("client", "label coverage", "honest", "attacked", "change", "rank")
 
@@ -64,11 +64,11 @@ def _rank(rank: float | None) -> str:
 def _value(totals: dict[str, Any] | None, client: int) -> str:
     if totals is None:
         return "-"
-    return "no number" if (total := totals["total"][client]) is None else f"{total:.4f}"
+    return "no number" if (total := totals["total"][client]) is None else shown(total)
 
 
 def _change(changes: Sequence[float | None] | None, client: int) -> str:
-    return "-" if changes is None or (change := changes[client]) is None else f"{change:+.4f}"
+    return "-" if changes is None or (change := changes[client]) is None else shown(change, "+")
 
 
 def _clients(summary: dict[str, Any], name: str, results: dict[str, Any]) -> Table:

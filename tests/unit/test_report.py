@@ -183,7 +183,7 @@ def test_what_is_no_number_is_null(attacked: Path) -> None:
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 @pytest.mark.parametrize("compared", [True, False])
 def test_a_value_that_is_no_number_leaves_a_report(value: float, compared: bool, honest: Path, tmp_path: Path) -> None:
-    """An attacker's huge updates can make it so; all rounds are scored by then, and the run must end as DONE."""
+    """An evaluator of one's own may give one; all rounds are scored by then, and the run must end as DONE."""
     values = {"sv": [[0.3, 0.2, 0.1], [value, 0.0, 0.1]], "leave": ATTACKED["leave"]}
     run = write_run(tmp_path / "run", values, accuracy=(0.5, 0.75), norm=9.0, attack=ATTACK)
     summary = summarize(run, honest if compared else None, (0,))
@@ -193,6 +193,15 @@ def test_a_value_that_is_no_number_leaves_a_report(value: float, compared: bool,
     assert "no number" in page(run, summary)
     ET.fromstring(cumulative_figure(summary, "sv"))  # noqa: S314 - our own words
     ET.fromstring(values_figure(summary, "sv"))  # noqa: S314 - our own words
+
+
+def test_a_huge_value_pushes_no_column_away(honest: Path, tmp_path: Path) -> None:
+    values = {"sv": [[5e37, 0.2, 0.1], [0.0, 0.0, 0.1]], "leave": ATTACKED["leave"]}
+    run = write_run(tmp_path / "run", values, accuracy=(0.5, 0.75), norm=9.0, attack=ATTACK)
+    summary = summarize(run, honest, (0,))
+    text = printed(summary)
+    assert "│ 0.1000 │ 5.0000e+37 │ +5.0000e+37 │ " in text
+    assert "Client 0 raised its sv by 5.0000e+37, from 0.1000 to 5.0000e+37 " in text
 
 
 def test_a_twin_of_another_size_is_refused(attacked: Path, tmp_path: Path) -> None:
