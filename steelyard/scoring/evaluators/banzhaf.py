@@ -16,9 +16,9 @@ from typing import Literal
 
 import numpy as np
 
-from steelyard.scoring.coalitions import Floats, Game, Masks, all_masks
+from steelyard.scoring.coalitions import Floats, Game, all_masks
 from steelyard.scoring.evaluators.base import Scores
-from steelyard.scoring.evaluators.budget import Drawn, Estimate, Plan, RacingParams, spend
+from steelyard.scoring.evaluators.budget import DrawnPlan, Estimate, Plan, RacingParams, spend
 from steelyard.scoring.evaluators.regression import PairedBanzhaf
 
 
@@ -54,23 +54,15 @@ def banzhaf_coefficients(players: int) -> Floats:
     return coefficients
 
 
-class Msr:
+class Msr(DrawnPlan):
     """Coalitions by fair coins, with replacement: mean utility with a player less mean utility without it.
 
     Unbiased given how many draws hold the player. The error is that of a difference of two means.
     """
 
     def __init__(self, players: int, generator: np.random.Generator) -> None:
-        self._generator = generator
-        self._drawn = Drawn(players)
+        super().__init__(players, generator)
         self._rows: list[int] = []
-
-    def __len__(self) -> int:
-        return len(self._drawn)
-
-    def masks(self, start: int = 0) -> Masks:
-        """The coalitions from the `start`-th on, [C - start, n]."""
-        return self._drawn.masks(start)
 
     def draw(self) -> None:
         """One coalition more, perhaps one drawn before."""

@@ -119,6 +119,30 @@ class Drawn:
         return np.frombuffer(data, dtype=np.bool_).reshape(-1, self.players)
 
 
+class DrawnPlan:
+    """What plans share: the coalitions drawn so far.
+
+    Args:
+        players: n.
+        generator: draws them.
+        ends: have the empty and the full coalition first.
+    """
+
+    def __init__(self, players: int, generator: np.random.Generator, *, ends: bool = False) -> None:
+        self._generator = generator
+        self._drawn = Drawn(players)
+        if ends:
+            self._drawn.row(np.zeros(players, dtype=bool))
+            self._drawn.row(np.ones(players, dtype=bool))
+
+    def __len__(self) -> int:
+        return len(self._drawn)
+
+    def masks(self, start: int = 0) -> Masks:
+        """The coalitions from the `start`-th on, [C - start, n]."""
+        return self._drawn.masks(start)
+
+
 def spend(
     game: Game,
     params: BudgetParams,

@@ -30,7 +30,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from steelyard.scoring.coalitions import Floats, Masks
-from steelyard.scoring.evaluators.budget import Drawn, Estimate
+from steelyard.scoring.evaluators.budget import DrawnPlan, Estimate
 
 Ints = NDArray[np.int64]
 
@@ -40,7 +40,7 @@ TIE = 2.0  # draws that a slope's tie to its neighbour counts for
 CAUTION = 1.25  # by how much the correction's sampling error is overstated where it decides what is kept of it
 
 
-class Layers:
+class Layers(DrawnPlan):
     """Single players, then coalitions by size and at random, with replacement; values add up to V(N) - V(empty).
 
     Args:
@@ -49,21 +49,11 @@ class Layers:
     """
 
     def __init__(self, players: int, generator: np.random.Generator) -> None:
-        self._generator = generator
-        self._drawn = Drawn(players)
-        self._drawn.row(np.zeros(players, dtype=bool))
-        self._drawn.row(np.ones(players, dtype=bool))
+        super().__init__(players, generator, ends=True)
         share = 1 / np.arange(1, players)
         share[0] = 0.0  # the single players are all there
         self._chance = share / max(share.sum(), 1e-300)  # q_s of s = 1..n-1; two players have nothing to draw
         self._rows: list[int] = []
-
-    def __len__(self) -> int:
-        return len(self._drawn)
-
-    def masks(self, start: int = 0) -> Masks:
-        """The coalitions from the `start`-th on, the empty and the full one first, [C - start, n]."""
-        return self._drawn.masks(start)
 
     def draw(self) -> None:
         """The next single player, or one coalition more, perhaps one drawn before."""

@@ -34,7 +34,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from steelyard.scoring.coalitions import Floats, Masks
-from steelyard.scoring.evaluators.budget import Drawn, Estimate
+from steelyard.scoring.evaluators.budget import DrawnPlan, Estimate
 
 Allocation = Literal["kernel", "leverage"]
 ENOUGH = 3
@@ -68,28 +68,18 @@ class Strata:
         return i
 
 
-class PairedRegression:
+class PairedRegression(DrawnPlan):
     """A plan of complementary pairs for the Shapley value."""
 
     def __init__(self, players: int, generator: np.random.Generator, allocation: Allocation = "kernel") -> None:
         assert players >= 2
-        self._generator = generator
-        self._drawn = Drawn(players)
-        self._drawn.row(np.zeros(players, dtype=bool))
-        self._drawn.row(np.ones(players, dtype=bool))
+        super().__init__(players, generator, ends=True)
         sizes = np.arange(1, players // 2 + 1)
         mass = np.where(2 * sizes == players, 1.0, 2.0) / (sizes * (players - sizes))
         shares = {"kernel": mass, "leverage": np.where(2 * sizes == players, 0.5, 1.0)}
         self._mass = mass
         self._strata = Strata(players, shares[allocation])
         self._stratum: list[int] = []
-
-    def __len__(self) -> int:
-        return len(self._drawn)
-
-    def masks(self, start: int = 0) -> Masks:
-        """The coalitions from the `start`-th on, [C - start, n]."""
-        return self._drawn.masks(start)
 
     def draw(self) -> None:
         """One pair more, not drawn before; the single players' in client order."""
@@ -177,19 +167,8 @@ class PairedRegression:
         return mass[stratum] / taken[stratum], 1 - taken[stratum] / pairs[stratum]
 
 
-class PairedBanzhaf:
+class PairedBanzhaf(DrawnPlan):
     """A plan of complementary pairs for the Banzhaf value; all pairs are alike, the empty and full coalition too."""
-
-    def __init__(self, players: int, generator: np.random.Generator) -> None:
-        self._generator = generator
-        self._drawn = Drawn(players)
-
-    def __len__(self) -> int:
-        return len(self._drawn)
-
-    def masks(self, start: int = 0) -> Masks:
-        """The coalitions from the `start`-th on, [C - start, n]."""
-        return self._drawn.masks(start)
 
     def draw(self) -> None:
         """One pair more, not drawn before."""

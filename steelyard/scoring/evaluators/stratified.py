@@ -11,12 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from steelyard.scoring.coalitions import Floats, Masks
-from steelyard.scoring.evaluators.budget import Drawn, Estimate
+from steelyard.scoring.evaluators.budget import DrawnPlan, Estimate
 
 Ints = NDArray[np.int64]
 
 
-class Stratified:
+class Stratified(DrawnPlan):
     """Marginals by player and size of the coalition joined, each stratum sampled without replacement.
 
     Strata are those of Maleki et al. 2013 (arXiv 1306.4265) and Castro et al. 2017. A unit is one marginal. Joining
@@ -27,20 +27,10 @@ class Stratified:
     """
 
     def __init__(self, players: int, generator: np.random.Generator) -> None:
-        self._generator = generator
-        self._drawn = Drawn(players)
-        self._drawn.row(np.zeros(players, dtype=bool))
-        self._drawn.row(np.ones(players, dtype=bool))
+        super().__init__(players, generator, ends=True)
         self._seen: list[list[set[bytes]]] = [[set() for _ in range(players)] for _ in range(players)]
         self._units: list[tuple[int, int, int, int]] = []
         self._queue = [(k, size) for size in (0, players - 1) for k in range(players)]
-
-    def __len__(self) -> int:
-        return len(self._drawn)
-
-    def masks(self, start: int = 0) -> Masks:
-        """The coalitions from the `start`-th on, [C - start, n]."""
-        return self._drawn.masks(start)
 
     def draw(self) -> None:
         """One marginal more; none where its stratum is whole."""

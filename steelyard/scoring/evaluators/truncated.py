@@ -10,7 +10,6 @@ Legend: n players, m orders, C distinct coalitions.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -42,13 +41,12 @@ class Walker:
     Args:
         game: what to walk over; the empty and the full coalition are asked for at once.
         params: the budget.
-        clock: seconds that only grow.
     """
 
-    def __init__(self, game: Game, params: BudgetParams, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, game: Game, params: BudgetParams) -> None:
         n = game.players
-        self._game, self._params, self._clock = game, params, clock
-        self._deadline = clock() + params.seconds
+        self._game, self._params = game, params
+        self._deadline = time.monotonic() + params.seconds
         self._drawn = Drawn(n)
         ends = np.array([[False] * n, [True] * n])
         for mask in ends:
@@ -81,7 +79,7 @@ class Walker:
     def _row(self, mask: Masks) -> int | None:
         if mask in self._drawn:
             return self._drawn.row(mask)
-        late = self._params.seconds > 0 and self._clock() >= self._deadline
+        late = self._params.seconds > 0 and time.monotonic() >= self._deadline
         if late or len(self.values) >= self._params.calls:
             return None
         self.values.extend(self._game.values(mask[None]).tolist())

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from steelyard.scoring.coalitions import Floats, Masks
-from steelyard.scoring.evaluators.budget import Drawn, Estimate
+from steelyard.scoring.coalitions import Floats
+from steelyard.scoring.evaluators.budget import DrawnPlan, Estimate
 
 SWEEPS = 4
 
 
-class Walks:
+class Walks(DrawnPlan):
     """Orders of the players, each walked from the empty coalition to the full one; values are mean marginals.
 
     Utilities saturate, so a marginal depends first of all on its place in the order, and a player that came early by
@@ -39,20 +39,12 @@ class Walks:
         adjusted: bool = False,
         place_weight_n: Floats | None = None,
     ) -> None:
-        self._generator = generator
+        super().__init__(players, generator)
         self._antithetic = antithetic
         self._adjusted = adjusted
         self._weight_n = np.ones(players) if place_weight_n is None else place_weight_n
-        self._drawn = Drawn(players)
         self._orders: list[np.ndarray[tuple[int], np.dtype[np.int64]]] = []
         self._rows: list[list[int]] = []
-
-    def __len__(self) -> int:
-        return len(self._drawn)
-
-    def masks(self, start: int = 0) -> Masks:
-        """The coalitions from the `start`-th on, [C - start, n]."""
-        return self._drawn.masks(start)
 
     def draw(self) -> None:
         """One order more, or one and its reverse."""
