@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NoReturn
@@ -18,11 +17,11 @@ import grpc
 
 from protos import federation_pb2_grpc
 from steelyard.errors import RefusedError, RemoteFault, SteelyardError, WaitTimeoutError
-from steelyard.transport.base import Put, Sink, Transfer, size_fault
+from steelyard.transport.base import Sink, size_fault
 from steelyard.transport.collective import PairEnd
 from steelyard.transport.collective_backends import SERVER_RANK, backend_maker, make_ready
 from steelyard.transport.faults import refuse
-from steelyard.transport.pending import Entry, Pending
+from steelyard.transport.pending import Entry, ServerEnd
 from steelyard.transport.rendezvous import Mailbox
 from steelyard.transport.settings import TransportConfig, check_transport
 from steelyard.wire import pb
@@ -40,10 +39,10 @@ class _Held:
     builds: bool = True
 
 
-class CollectiveServerPlane(federation_pb2_grpc.PairsServicer):
+class CollectiveServerPlane(ServerEnd, federation_pb2_grpc.PairsServicer):
     """The server's end. Add it to the gRPC server that also serves the control plane.
 
-    A running transfer holds one of that server's threads, for `timeout_s` at most.
+    A running transfer holds one of that server's threads, for `timeout_s` at most. Cancelled, it takes its pair along.
 
     Args:
         transport: which backend, where it listens, and how long anything may take.
@@ -62,13 +61,13 @@ class CollectiveServerPlane(federation_pb2_grpc.PairsServicer):
         on_bytes: Callable[[int, int], None] = lambda _peer, _count: None,
         device: str = "cpu",
     ) -> None:
+        super().__init__()
         check_transport(transport, "[transport]")
         self._transport = transport
         self._device = device
         self._gpu = make_ready(transport, device)  # refuses here, not in a pair's thread
         self._authenticate = authenticate
         self._on_bytes = on_bytes
-        self._pending = Pending()
         self._changed = threading.Condition()
         self._ends: dict[int, _Held] = {}
         self._asked: dict[int, int] = {}  # how often each client has asked for a pair
@@ -80,18 +79,6 @@ class CollectiveServerPlane(federation_pb2_grpc.PairsServicer):
 
     # -- the seam ------------------------------------------------------------------------------------------------
 
-    def send(self, transfer: Transfer, source: memoryview) -> Future[None]:
-        """Expect the client to fetch these bytes; done when the last one is on its way."""
-        return self._pending.add(transfer, source, incoming=False).future
-
-    def receive(self, transfer: Transfer, into: memoryview, put: Put | None = None) -> Future[None]:
-        """Expect the client to hand in a bundle; done when it arrived and was verified."""
-        return self._pending.add(transfer, into, incoming=True, put=put).future
-
-    def cancel(self, transfer_id: str) -> None:
-        """Forget a transfer; its future fails with LATE. One that runs takes its pair with it."""
-        self._pending.cancel(transfer_id)
-
     def close(self) -> None:
         """Fail every pending transfer and retire every pair."""
         with self._changed:
@@ -99,7 +86,7 @@ class CollectiveServerPlane(federation_pb2_grpc.PairsServicer):
             ends = list(self._ends.values())
             self._changed.notify_all()
         try:
-            self._pending.close()
+            self.pending.close()
         finally:
             for end in ends:
                 end.pair.retire()
@@ -137,7 +124,7 @@ class CollectiveServerPlane(federation_pb2_grpc.PairsServicer):
             if not 0 < request.chunk_bytes <= MAX_CHUNK_BYTES:
                 raise RefusedError("BAD_TRANSFER", f"pieces of 1 to {MAX_CHUNK_BYTES} bytes expected")
             with _alone(end.pair):
-                entry = self._pending.claim(request.transfer, client, incoming=request.to_server, stop=end.pair.retire)
+                entry = self.pending.claim(request.transfer, client, incoming=request.to_server, stop=end.pair.retire)
                 yield from self._run(entry, end.pair, request, context)
 
     # -- below ---------------------------------------------------------------------------------------------------
@@ -174,7 +161,7 @@ class CollectiveServerPlane(federation_pb2_grpc.PairsServicer):
             raise
         finally:
             over.set()
-            error = self._pending.settle(entry, error)
+            error = self.pending.settle(entry, error)
         if error is not None:
             raise error
 

@@ -17,7 +17,7 @@ from steelyard.errors import RefusedError, UserError
 from steelyard.transport.base import CHUNK_BYTES, Put, Sink, Transfer, chunks
 from steelyard.transport.endpoint import MESSAGE_BYTES, channel_options, server_options
 from steelyard.transport.faults import fault_of, refuse
-from steelyard.transport.pending import Entry, Pending
+from steelyard.transport.pending import Entry, Pending, ServerEnd
 from steelyard.transport.settings import LONGEST_CALL_S, MAX_TIMEOUT_S
 
 __all__ = ["GrpcClientPlane", "GrpcServerPlane", "channel_options", "server_options"]
@@ -26,7 +26,7 @@ SERVICE = "steelyard.v1.Tensors"
 TRANSFER_KEY = "steelyard-transfer"
 
 
-class GrpcServerPlane:
+class GrpcServerPlane(ServerEnd):
     """The server's end. Add `handler()` to the gRPC server that also serves the control plane.
 
     A running transfer holds one of that server's threads, until its call's deadline at the latest; a client can have
@@ -46,12 +46,12 @@ class GrpcServerPlane:
         on_bytes: Callable[[int, int], None] = lambda _peer, _count: None,
         sink: type[Sink] = Sink,
     ) -> None:
+        super().__init__()
         _prepare(chunk_bytes)
         self._sink = sink
         self._authenticate = authenticate
         self._chunk_bytes = chunk_bytes
         self._on_bytes = on_bytes
-        self._pending = Pending()
 
     def handler(self) -> grpc.GenericRpcHandler[Any, Any]:
         """Serves Push and Pull, as raw bytes."""
@@ -62,22 +62,6 @@ class GrpcServerPlane:
                 "Pull": grpc.unary_stream_rpc_method_handler(self._pull, response_serializer=bytes),
             },
         )
-
-    def send(self, transfer: Transfer, source: memoryview) -> Future[None]:
-        """Expect the client to pull these bytes; done when the last one is on its way."""
-        return self._pending.add(transfer, source, incoming=False).future
-
-    def receive(self, transfer: Transfer, into: memoryview, put: Put | None = None) -> Future[None]:
-        """Expect the client to push a bundle; done when it arrived and was verified."""
-        return self._pending.add(transfer, into, incoming=True, put=put).future
-
-    def cancel(self, transfer_id: str) -> None:
-        """Forget a transfer, pending or running; its future fails with LATE, and so does the client's."""
-        self._pending.cancel(transfer_id)
-
-    def close(self) -> None:
-        """Fail every pending transfer and wait for the running calls' end."""
-        self._pending.close()
 
     def _push(self, arriving: Iterator[bytes], context: grpc.ServicerContext) -> bytes:
         entry = self._claim(context, incoming=True)
@@ -96,9 +80,9 @@ class GrpcServerPlane:
             total = entry.transfer.manifest.nbytes
             error = RefusedError("TRUNCATED", f"{total} bytes announced, the call ended after {sink.received}")
         except BaseException as fault:
-            self._pending.settle(entry, fault)
+            self.pending.settle(entry, fault)
             raise
-        error = self._pending.settle(entry, error)
+        error = self.pending.settle(entry, error)
         if isinstance(error, RefusedError):
             refuse(context, error)
         return b""
@@ -108,12 +92,12 @@ class GrpcServerPlane:
 
         def ended() -> None:  # without effect once every chunk is on its way
             error = RefusedError("TRUNCATED", "the call ended before the client had the whole bundle")
-            self._pending.settle(entry, error)
+            self.pending.settle(entry, error)
 
         if not context.add_callback(ended):
             ended()
         yield from chunks(entry.view, self._chunk_bytes)
-        self._pending.settle(entry)
+        self.pending.settle(entry)
 
     def _claim(self, context: grpc.ServicerContext, *, incoming: bool) -> Entry:
         try:
@@ -121,7 +105,7 @@ class GrpcServerPlane:
             if not context.time_remaining() <= LONGEST_CALL_S:  # gRPC rounds a call's deadline up
                 raise RefusedError("BAD_TRANSFER", f"a call with a deadline of at most {LONGEST_CALL_S:g} s expected")
             name = next((str(value) for key, value in context.invocation_metadata() if key == TRANSFER_KEY), "")
-            return self._pending.claim(name, peer, incoming=incoming, stop=context.cancel)
+            return self.pending.claim(name, peer, incoming=incoming, stop=context.cancel)
         except RefusedError as refusal:
             refuse(context, refusal)
 

@@ -10,7 +10,7 @@ from concurrent.futures import Future
 
 from steelyard.errors import RefusedError
 from steelyard.transport.base import CHUNK_BYTES, Put, Sink, TensorPlane, Transfer, chunks
-from steelyard.transport.pending import Entry, Pending
+from steelyard.transport.pending import Entry, Pending, ServerEnd
 
 
 class MemoryHub:
@@ -32,28 +32,12 @@ class MemoryHub:
         return ClientPlane(self._server, k, self._chunk_bytes)
 
 
-class ServerPlane:
+class ServerPlane(ServerEnd):
     """The server's end: expects transfers, which its clients' planes run."""
 
     def __init__(self, on_bytes: Callable[[int, int], None]) -> None:
-        self.pending = Pending()
+        super().__init__()
         self.on_bytes = on_bytes
-
-    def send(self, transfer: Transfer, source: memoryview) -> Future[None]:
-        """Expect the client to fetch these bytes."""
-        return self.pending.add(transfer, source, incoming=False).future
-
-    def receive(self, transfer: Transfer, into: memoryview, put: Put | None = None) -> Future[None]:
-        """Expect the client to hand in a bundle."""
-        return self.pending.add(transfer, into, incoming=True, put=put).future
-
-    def cancel(self, transfer_id: str) -> None:
-        """Forget a transfer; its future fails with LATE."""
-        self.pending.cancel(transfer_id)
-
-    def close(self) -> None:
-        """Fail every pending future."""
-        self.pending.close()
 
 
 class ClientPlane:

@@ -135,3 +135,26 @@ class Pending:
         running = wait([entry.future for entry in entries], timeout=STOP_TIMEOUT_S).not_done
         if running:
             raise WaitTimeoutError(f"{len(running)} transfers did not stop within {STOP_TIMEOUT_S:g} s of closing")
+
+
+class ServerEnd:
+    """What the servers' ends share: they expect transfers, and what runs one is the client's call."""
+
+    def __init__(self) -> None:
+        self.pending = Pending()
+
+    def send(self, transfer: Transfer, source: memoryview) -> Future[None]:
+        """Expect the client to fetch these bytes; done when the last one is on its way."""
+        return self.pending.add(transfer, source, incoming=False).future
+
+    def receive(self, transfer: Transfer, into: memoryview, put: Put | None = None) -> Future[None]:
+        """Expect the client to hand in a bundle; done when it arrived and was verified."""
+        return self.pending.add(transfer, into, incoming=True, put=put).future
+
+    def cancel(self, transfer_id: str) -> None:
+        """Forget a transfer, pending or running; its future fails with LATE, and so does the client's."""
+        self.pending.cancel(transfer_id)
+
+    def close(self) -> None:
+        """Fail every pending transfer and wait for the end of those that run."""
+        self.pending.close()
