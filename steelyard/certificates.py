@@ -14,7 +14,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeAlias, TypeVar
+from typing import Self, TypeAlias, TypeVar
 
 import grpc
 from cryptography import x509
@@ -35,18 +35,41 @@ Authority: TypeAlias = tuple[x509.Certificate, ec.EllipticCurvePrivateKey]
 
 
 @dataclass(frozen=True, kw_only=True)
-class ServerTls:
-    """The server's certificate, its key and the authority that clients must come from, as PEM."""
+class Tls:
+    """A role's certificate, its key and the authority that the other side must come from, as PEM."""
 
     authority: bytes
     certificate: bytes
     key: bytes = field(repr=False)
 
     @classmethod
-    def load(cls, folder: Path) -> ServerTls:
-        """Read a role folder (`server`); `UserError` when a file is missing or damaged."""
-        authority, certificate, key = _read_role(folder)
+    def load(cls, folder: Path) -> Self:
+        """Read a role folder (`server`, `client-<k>`); `UserError` when a file is missing or damaged."""
+        try:
+            authority, certificate, key = ((folder / f"{name}.pem").read_bytes() for name in ("ca", "cert", "key"))
+        except OSError as error:
+            raise UserError(
+                f"certificates: {error.filename} expected ({error.strerror}); make them with `steelyard certs`"
+            ) from None
+        trusted = _parsed(folder / "ca.pem", authority, x509.load_pem_x509_certificates)
+        chain = _parsed(folder / "cert.pem", certificate, x509.load_pem_x509_certificates)
+        shown = chain[0].public_key()
+        held = _parsed(folder / "key.pem", key, lambda pem: serialization.load_pem_private_key(pem, None)).public_key()
+        if shown != held:
+            raise UserError(
+                f"certificates: {folder}: cert.pem and key.pem of one pair expected, they are of two; make them anew "
+                "with `steelyard certs`"
+            )
+        if _is_of_a_namesake(chain, trusted):
+            raise UserError(
+                f"certificates: {folder / 'ca.pem'}: the authority of cert.pem expected, it is another one of the same "
+                f"name; {MEND}"
+            )
         return cls(authority=authority, certificate=certificate, key=key)
+
+
+class ServerTls(Tls):
+    """The server's."""
 
     def credentials(self) -> grpc.ServerCredentials:
         """Mutual TLS: a client without a certificate of this authority cannot connect."""
@@ -55,19 +78,8 @@ class ServerTls:
         )
 
 
-@dataclass(frozen=True, kw_only=True)
-class ClientTls:
-    """A client's certificate, its key and the authority that the server must come from, as PEM."""
-
-    authority: bytes
-    certificate: bytes
-    key: bytes = field(repr=False)
-
-    @classmethod
-    def load(cls, folder: Path) -> ClientTls:
-        """Read a role folder (`client-<k>`); `UserError` when a file is missing or damaged."""
-        authority, certificate, key = _read_role(folder)
-        return cls(authority=authority, certificate=certificate, key=key)
+class ClientTls(Tls):
+    """A client's."""
 
     def credentials(self) -> grpc.ChannelCredentials:
         """Mutual TLS from the client's side."""
@@ -219,31 +231,6 @@ def _write_key(path: Path, key: ec.EllipticCurvePrivateKey) -> None:
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(descriptor, "wb") as file:
         file.write(pem)
-
-
-def _read_role(folder: Path) -> tuple[bytes, bytes, bytes]:
-    """The authority's certificate, the role's certificate and its key, as PEM."""
-    try:
-        authority, certificate, key = ((folder / f"{name}.pem").read_bytes() for name in ("ca", "cert", "key"))
-    except OSError as error:
-        raise UserError(
-            f"certificates: {error.filename} expected ({error.strerror}); make them with `steelyard certs`"
-        ) from None
-    trusted = _parsed(folder / "ca.pem", authority, x509.load_pem_x509_certificates)
-    chain = _parsed(folder / "cert.pem", certificate, x509.load_pem_x509_certificates)
-    shown = chain[0].public_key()
-    held = _parsed(folder / "key.pem", key, lambda pem: serialization.load_pem_private_key(pem, None)).public_key()
-    if shown != held:
-        raise UserError(
-            f"certificates: {folder}: cert.pem and key.pem of one pair expected, they are of two; make them anew with "
-            "`steelyard certs`"
-        )
-    if _is_of_a_namesake(chain, trusted):
-        raise UserError(
-            f"certificates: {folder / 'ca.pem'}: the authority of cert.pem expected, it is another one of the same "
-            f"name; {MEND}"
-        )
-    return authority, certificate, key
 
 
 def _is_of_a_namesake(chain: Sequence[x509.Certificate], trusted: Sequence[x509.Certificate]) -> bool:
