@@ -14,7 +14,7 @@ from typing import Annotated, Literal
 import torch
 
 from client.attacks.base import Resources, Result
-from client.attacks.simulation import resample, simulate
+from client.attacks.simulation import resampled
 from steelyard.errors import UserError
 from steelyard.parsing import NonNegativeFloat, Positive, Range
 
@@ -69,8 +69,6 @@ class Alie:
         """The shifted mean of M updates (deviation with M - 1 in the denominator)."""
         own, trainable = self.resources, self.resources.model.layout.trainable
         update_D = own.train(round_, global_D, own.images, own.labels)
-        generator = own.generator("resample", round_)
-        shards = [resample(own.images, own.labels, len(own.labels), generator) for _ in range(self.params.resamples)]
-        updates_MP = simulate(own, round_, "simulate", global_D, shards)[:, :trainable]
+        updates_MP = resampled(own, round_, global_D, self.params.resamples)
         update_D[:trainable] = updates_MP.mean(0) - self.z * updates_MP.std(0)
         return Result(update_D=update_D, notes={"z": self.z})

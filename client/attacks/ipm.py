@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from client.attacks.base import Resources, Result
-from client.attacks.simulation import resample, simulate
+from client.attacks.simulation import resampled
 from steelyard.parsing import NonNegativeFloat, Positive
 
 
@@ -34,8 +34,6 @@ class Ipm:
         """Minus epsilon times the mean of M updates."""
         own, trainable = self.resources, self.resources.model.layout.trainable
         update_D = own.train(round_, global_D, own.images, own.labels)
-        generator = own.generator("resample", round_)
-        shards = [resample(own.images, own.labels, len(own.labels), generator) for _ in range(self.params.resamples)]
-        updates_MP = simulate(own, round_, "simulate", global_D, shards)[:, :trainable]
+        updates_MP = resampled(own, round_, global_D, self.params.resamples)
         update_D[:trainable] = -self.params.epsilon * updates_MP.mean(0)
         return Result(update_D=update_D)

@@ -1,6 +1,6 @@
 """Honest clients that an attacker plays to itself: from data that it holds, what others might send.
 
-Knows nothing of what is done with it. Legend: K simulated clients, D state values.
+Knows nothing of what is done with it. Legend: K simulated clients, D state values, P trainable parameters.
 """
 
 from __future__ import annotations
@@ -26,6 +26,13 @@ def resample(images: torch.Tensor, labels: torch.Tensor, size: int, generator: t
     """A shard of `size` samples drawn with replacement (bootstrap)."""
     drawn = torch.randint(len(labels), (size,), generator=generator)
     return images[drawn], labels[drawn]
+
+
+def resampled(own: Resources, round_: int, global_D: torch.Tensor, count: int) -> torch.Tensor:
+    """Trainable parts of updates [K, P] that it trains on so many resamples of its own shard."""
+    generator = own.generator("resample", round_)
+    shards = [resample(own.images, own.labels, len(own.labels), generator) for _ in range(count)]
+    return simulate(own, round_, "simulate", global_D, shards)[:, : own.model.layout.trainable]
 
 
 def skewed(images: torch.Tensor, labels: torch.Tensor, size: int, generator: torch.Generator) -> LabelledImages:
