@@ -29,13 +29,12 @@ from steelyard.errors import UserError
 SERVERS_FILES = ("events.jsonl", "scores.csv", "metrics.csv", "recordings")
 
 
-def prepare_boxed(experiment: Experiment, folder: Path, hosts: Iterable[str] = (SERVER_NAME,)) -> Deal:
+def prepare_boxed(experiment: Experiment, folder: Path) -> Deal:
     """Write role folders for containers: mutual TLS by an authority whose key is thrown away, and a fixed port.
 
     Args:
         experiment: its own address and certificates do not matter.
         folder: where the role folders go.
-        hosts: the names and addresses by which clients dial the server.
 
     Raises:
         UserError: as `prepare` does; or tensors that do not travel by gRPC, which is all that a link passes on.
@@ -47,7 +46,7 @@ def prepare_boxed(experiment: Experiment, folder: Path, hosts: Iterable[str] = (
         )
     with tempfile.TemporaryDirectory() as place:
         certificates = Path(place) / "certificates"
-        write_certificates(certificates, experiment.clients.count, tuple(hosts))
+        write_certificates(certificates, experiment.clients.count, [SERVER_NAME])
         transport = replace(experiment.transport, address=f"0.0.0.0:{PORT}", certificates=str(certificates))
         return prepare(replace(experiment, transport=transport), folder)
 

@@ -51,35 +51,34 @@ STEPS: dict[str, tuple[type[Any], Callable[[Any], Step]]] = {
 }
 
 
-def make_defence(table: Mapping[str, Any], clients: int, where: str = "[defence]") -> Defence | None:
+def make_defence(table: Mapping[str, Any], clients: int) -> Defence | None:
     """The defence of a `[defence]` table; None for an empty one: plain federated averaging.
 
     Args:
         table: the name of a rule, its parameters, and `pre`, `scoring` and `root`.
         clients: the updates of a full round, which the rule's limits are held against.
-        where: what to call the table in an error.
 
     Raises:
         UserError: an unknown name or parameter, too few clients, or a rule and steps that do not go together.
     """
-    config = defence_config(table, where)
+    config = defence_config(table)
     if config is None:
         return None
-    params_type, rule_type = choose(config.name, RULES, f"name in {where}:")
-    rule = rule_type(parse(params_type, config.parameters, where))
+    params_type, rule_type = choose(config.name, RULES, "name in [defence]:")
+    rule = rule_type(parse(params_type, config.parameters, "[defence]"))
     steps = []
     rows = clients
     for i, step_table in enumerate(config.pre):
         parameters = dict(step_table)
-        params_type, step_type = choose(str(parameters.pop("name", "")), STEPS, f"name in {where} pre[{i}]:")
-        steps.append(step_type(parse(params_type, parameters, f"{where} pre[{i}]")))
+        params_type, step_type = choose(str(parameters.pop("name", "")), STEPS, f"name in [defence] pre[{i}]:")
+        steps.append(step_type(parse(params_type, parameters, f"[defence] pre[{i}]")))
         rows = steps[-1].check(rows)
     rule.check(rows)
     if rule.tracks and not all(step.keeps_clients for step in steps):
         raise UserError(
-            f"{where} pre: steps that keep a row per client expected, since {config.name} remembers clients, "
+            f"[defence] pre: steps that keep a row per client expected, since {config.name} remembers clients, "
             f"got {[table['name'] for table in config.pre]}"
         )
     if rule.needs_root and not config.root:
-        raise UserError(f"{where} root: at least 1 expected, {config.name} trains on samples of the server's own")
+        raise UserError(f"[defence] root: at least 1 expected, {config.name} trains on samples of the server's own")
     return Defence(rule=rule, steps=tuple(steps), config=config, table=dict(table))

@@ -35,7 +35,6 @@ WAYS: dict[str, dict[str, Any]] = {  # name -> kind and options of `transport_en
     "gloo-plane-no-digest": {"kind": "gloo-plane", "digest": False},
     "gloo-plane-sha256": {"kind": "gloo-plane", "digest": True},
 }
-MEBIBYTE = 2**20
 KEPT_BYTES = 2**29  # processes of ways that hold more, all clients together, are started anew for every turn
 MOVED_BYTES = 2**27  # a turn repeats small models until about as much has moved
 SAMPLE_S = 0.005

@@ -84,12 +84,12 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
     return adjusted
 
 
-def non_inferior(difference: Estimate, margin: float = MARGIN) -> bool | None:
-    """Whether a figure fell by less than `margin`, by the lower end of its two-sided 95 % interval.
+def non_inferior(difference: Estimate) -> bool | None:
+    """Whether a figure fell by less than MARGIN, by the lower end of its two-sided 95 % interval.
 
     That end is stricter than a one-sided 95 % bound (our choice). None for a single seed, which has no interval.
     """
-    return None if difference.n < 2 else difference.low > -margin
+    return None if difference.n < 2 else difference.low > -MARGIN
 
 
 @dataclass(frozen=True, kw_only=True)

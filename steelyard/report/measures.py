@@ -152,8 +152,8 @@ def mean_over_rounds(figures: Sequence[float | None]) -> float | None:
     return math.fsum(given) / len(given) if given else None
 
 
-def paired_interval(differences: Sequence[float], confidence: float = 0.95) -> tuple[float, float]:
-    """Student's t interval of the mean of paired differences, one per seed.
+def paired_interval(differences: Sequence[float]) -> tuple[float, float]:
+    """Student's t 95 % interval of the mean of paired differences, one per seed.
 
     Returns:
         The mean and the interval's half width; the half width is infinite for a single pair.
@@ -170,5 +170,5 @@ def paired_interval(differences: Sequence[float], confidence: float = 0.95) -> t
     deviation = math.sqrt(math.fsum((d - mean) ** 2 for d in differences) / (n - 1))
     from scipy import stats
 
-    quantile: Any = stats.t.ppf((1 + confidence) / 2, n - 1)
+    quantile: Any = stats.t.ppf(0.975, n - 1)
     return mean, float(quantile) * deviation / math.sqrt(n)

@@ -54,9 +54,9 @@ class PlayedRound:
         global_D: torch.Tensor,
         updates: tuple[torch.Tensor, ...],
         labels: torch.Tensor,
-        progress: Progress | None = None,
-        joined: JoinedRound | None = None,
-        files: Sequence[Path] = (),
+        progress: Progress | None,
+        joined: JoinedRound | None,
+        files: Sequence[Path],
     ) -> None:
         self.number, self.last = number, last
         self.clients, self.samples, self.members = len(samples), samples, members

@@ -16,7 +16,7 @@ def add_server_plane(
     transport: TransportConfig,
     authenticate: Callable[[grpc.ServicerContext], int],
     on_bytes: Callable[[int, int], None],
-    device: str = "cpu",
+    device: str,
 ) -> TensorPlane:
     """The server's end, offered by a gRPC server that has not started yet.
 
@@ -44,8 +44,8 @@ def add_server_plane(
 def client_plane(
     transport: TransportConfig,
     channel: grpc.Channel,
-    metadata: Sequence[tuple[str, str]] = (),
-    device: str = "cpu",
+    metadata: Sequence[tuple[str, str]],
+    device: str,
 ) -> TensorPlane:
     """A client's end, over the channel of its control plane; `device` is its GPU, with nccl.
 
