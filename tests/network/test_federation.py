@@ -236,7 +236,7 @@ def test_a_server_whose_log_is_full_says_so_and_goes_on_once_there_is_room(make_
     with (federation.run / "events.jsonl").open("a", encoding="utf-8") as log:
         log.writelines(json.dumps({"event": "padding", "text": "-" * 1000}) + "\n" for _ in range(200))
     federation.start()
-    (a, b, _), update = open_round(federation)
+    (a, b, c), update = open_round(federation)
     size = (federation.run / "events.jsonl").stat().st_size
     assert update.nbytes * 2 < size, "the log alone is to reach the limit"
     assert federation.server is not None
@@ -244,6 +244,8 @@ def test_a_server_whose_log_is_full_says_so_and_goes_on_once_there_is_room(make_
     assert a.submit(1, update).refusal == "LATE"
     reason = "taking client 0's update of round 1 failed: OSError(27, 'File too large')"
     assert b.wait_for(lambda state: state.phase == pb.FAILED).reason == reason
+    for client in (a, b, c):  # or the server would give them time for it
+        client.call("Leave", pb.LeaveRequest(session=client.session))
     assert federation.wait() == 1
     assert federation.log.read_text(encoding="utf-8").splitlines()[-1] == f"steelyard: {reason}"
     federation.start()

@@ -78,7 +78,7 @@ def test_a_strangers_silent_calls_keep_nobody_from_the_run(make_federation: Make
 
 
 def test_a_clients_silent_calls_keep_no_other_from_the_run(make_federation: MakeFederation) -> None:
-    protocol = {"round_deadline_s": 30.0, "join_timeout_s": 6.0, "lease_s": 5.0, "quorum": 2}
+    protocol = {"round_deadline_s": 30.0, "join_timeout_s": 4.0, "lease_s": 5.0, "quorum": 2}
     federation = make_federation(protocol=protocol)
     with silent_calls(federation.address, federation.client(2).metadata, MANY, METHODS) as calls:
         federation.await_event("refused", client=2, refusal="TOO_MANY_CALLS", number=20)

@@ -14,7 +14,7 @@ from deploy import local
 from deploy.local import Process
 from steelyard.errors import WaitTimeoutError
 
-STEPS, STEP_S = 30, 0.25
+STEPS, STEP_S = 12, 0.25
 BUSY = f"""import sys, time
 for _ in range({STEPS}):
     time.sleep({STEP_S})

@@ -89,11 +89,11 @@ def test_a_rank_waits_for_the_next_run_as_long_as_rank_0_lives(monkeypatch: pyte
     store = TCPStore(host, 0, is_master=True, wait_for_workers=False)
     monkeypatch.setenv("MASTER_ADDR", host)
     monkeypatch.setenv("MASTER_PORT", str(store.port))
-    monkeypatch.setattr(board, "STEP_TIMEOUT_S", 4.0)
+    monkeypatch.setattr(board, "STEP_TIMEOUT_S", 2.0)
     lead, pause = board.Board(), threading.Event()
     with ThreadPoolExecutor(1) as rank:
         asked = rank.submit(lambda: board.Board().ask(1, "the honest twin"))
-        for _ in range(60):
+        for _ in range(30):
             lead.live()
             pause.wait(0.1)
         while not asked.done():
@@ -102,7 +102,7 @@ def test_a_rank_waits_for_the_next_run_as_long_as_rank_0_lives(monkeypatch: pyte
         step = asked.result()
         assert step is not None
         assert (step.id, step.client) == ("the attacked run", 0)
-        with pytest.raises(WaitTimeoutError, match=r"told rank 1 of no server, and gave no sign of life for 4 s$"):
+        with pytest.raises(WaitTimeoutError, match=r"told rank 1 of no server, and gave no sign of life for 2 s$"):
             rank.submit(lambda: board.Board().ask(1, "the attacked run")).result()
 
 
