@@ -50,9 +50,13 @@ def test_roles_started_by_hand_keep_to_their_own_folders(undisturbed: Any, shell
     clients = [
         shell.python("-m", "client", str(roles / "client-0"), "--server", address),
         shell.python("-c", AUDITED, str(log), str(roles / "client-1"), "--server", address),
-        shell.python("-m", "client", str(roles / "client-2"), "--server", address),
     ]
-    assert [shell.finish(process)[0] for process in (server, *clients)] == [0, 0, 0, 0]
+    company = start("client", roles / "client-2", ["--server", address], roles / "client-2" / "log.txt")
+    try:
+        assert [shell.finish(process)[0] for process in (server, *clients)] == [0, 0, 0]
+        assert company.wait(PATIENCE_S) == 0
+    finally:
+        company.kill()
     look = shell.look(run)
     assert (look.scores, look.models) == (undisturbed.scores, undisturbed.models)
     opened = [Path(path) for path in json.loads(log.read_text(encoding="utf-8"))]

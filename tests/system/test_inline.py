@@ -17,28 +17,27 @@ from steelyard.errors import WaitTimeoutError
 from steelyard.participation import Stay
 
 LONG = ("protocol.join_timeout_s=3000", "protocol.round_deadline_s=3000")  # longer than a test waits
+FAILURES = {
+    "half.json": ("{", 2, "half.json: "),
+    "data.safetensors": (None, 2, "a tensor bundle expected at"),
+    "state": ("in the way", 1, "client-1/state: "),
+}
 
 
-@pytest.mark.parametrize(
-    ("name", "content", "code", "words"),
-    [
-        ("half.json", "{", 2, "half.json: "),
-        ("data.safetensors", None, 2, "a tensor bundle expected at"),
-        ("state", "in the way", 1, "client-1/state: "),
-    ],
-)
-def test_a_client_that_fails_ends_the_run_and_says_why(
-    name: str, content: str | None, code: int, words: str, shell: Any
-) -> None:
-    """The others would wait for its turn, and then complain of that."""
-    roles = shell.folder / "roles"
-    prepare(load_experiment(Path(shell.experiment), LONG), roles)
-    path = client_folder(roles, 1) / name
-    path.unlink(missing_ok=True)
-    if content is not None:
-        path.write_text(content, encoding="utf-8")
-    found, _, err = shell.finish(shell.python("-m", "deploy.inline", str(roles), "--run", str(shell.folder / "run")))
-    assert (found, words in err.splitlines()[-1]) == (code, True), err
+def test_a_client_that_fails_ends_the_run_and_says_why(shell: Any) -> None:
+    """The others would wait for its turn, and then complain of that; the runs go on side by side."""
+    runs = []
+    for name, (content, _, _) in FAILURES.items():
+        roles = shell.folder / name / "roles"
+        prepare(load_experiment(Path(shell.experiment), LONG), roles)
+        path = client_folder(roles, 1) / name
+        path.unlink(missing_ok=True)
+        if content is not None:
+            path.write_text(content, encoding="utf-8")
+        runs.append(shell.python("-m", "deploy.inline", str(roles), "--run", str(shell.folder / name / "run")))
+    for run, (name, (_, code, words)) in zip(runs, FAILURES.items(), strict=True):
+        found, _, err = shell.finish(run)
+        assert (found, words in err.splitlines()[-1]) == (code, True), f"{name}: {err}"
 
 
 def test_a_process_that_stands_still_does_not_hold_ctrl_c_and_what_is_told_to_go_on_is_a_shells(shell: Any) -> None:

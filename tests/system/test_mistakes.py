@@ -23,9 +23,9 @@ def complaint(result: tuple[int, str, str]) -> str:
     return err.removeprefix("steelyard: ")
 
 
-@pytest.mark.parametrize(
-    ("override", "words"),
-    [
+def test_wrong_settings(shell: Any) -> None:
+    """Side by side, a few at a time."""
+    mistakes = [
         ("rouns=3", "unknown key 'rouns'; did you mean 'rounds'?"),
         (
             'attack={name="random_noise", scael=2}',
@@ -39,10 +39,11 @@ def complaint(result: tuple[int, str, str]) -> str:
         ("transport.tensors=memory", "add --launcher inline"),
         ("data.samples_per_client=4000", "samples"),
         ("scoring.examples=12", "[scoring] examples: 0 (all) or 20 to 30 expected"),
-    ],
-)
-def test_a_wrong_setting(override: str, words: str, shell: Any) -> None:
-    assert words in complaint(shell.finish(shell.start_run(*QUICK, "--set", override)))
+    ]
+    for some in (mistakes[:5], mistakes[5:]):
+        commands = [shell.start_run(*QUICK, "--set", override) for override, _ in some]
+        for (override, words), command in zip(some, commands, strict=True):
+            assert words in complaint(shell.finish(command)), override
     runs = list(shell.out.iterdir()) if shell.out.exists() else []
     assert all((run / "manifest.json").exists() for run in runs), "a run that never began leaves no directory"
 
@@ -59,10 +60,12 @@ def test_a_setting_that_was_refused_can_be_mended(shell: Any) -> None:
 def test_a_folder_that_is_a_file(shell: Any) -> None:
     taken = shell.folder / "taken"
     taken.touch()
-    code, _, err = shell.finish(shell.start("run", shell.experiment, *QUICK, "--out", str(taken)))
+    commands = (("run", *QUICK), ("doctor",))
+    run, doctor = (shell.start(name, shell.experiment, *more, "--out", str(taken)) for name, *more in commands)
+    code, _, err = shell.finish(run)
     assert (code, err.count("\n")) == (1, 1)
     assert "Not a directory" in err
-    code, said, err = shell.steelyard("doctor", shell.experiment, "--out", str(taken))
+    code, said, err = shell.finish(doctor)
     assert code == 2
     assert f"--out: a folder expected, {taken} is a file" in said + err
     assert "scoring:" not in said, "nobody waits for what can't run"
@@ -119,8 +122,9 @@ def test_a_damaged_manifest(content: str, shell: Any) -> None:
 
 def test_a_damaged_run_in_replay(undisturbed: Any, shell: Any) -> None:
     """Each kind of damage in a copy of its own; the replays go on side by side."""
+    text = (undisturbed.run / "scores.csv").read_text(encoding="utf-8")
     damages = [
-        ("scores.csv", "round,client\n1,0\n"),
+        ("scores.csv", text[: text.index("\n2,1,") + 8]),
         ("roles/server/data.safetensors", None),
         ("recordings/round-0002/closed.json", "{"),
         ("recordings/round-0002/client-01.safetensors", "short"),
@@ -141,3 +145,5 @@ def test_a_damaged_run_in_replay(undisturbed: Any, shell: Any) -> None:
         assert err.startswith("steelyard: ")
         assert err.count("\n") == 1
         assert Path(name).name in err, "the line names the file"
+        if name == "scores.csv":
+            assert (code, err.partition("scores.csv")[2]) == (2, ", line 12: 13 cells expected, got 3; is it cut?\n")
