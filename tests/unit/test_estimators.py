@@ -725,7 +725,8 @@ def test_what_is_cut_before_every_step_is_not_walked_again() -> None:
 def test_a_gain_that_is_just_the_threshold_is_taken_for_it() -> None:
     """Three examples of 300 are a gain of 0.01, which floats miss now from above and now from below."""
     games = [TableGame(np.array([(right - 3) / 300, right / 300])) for right in range(3, 301)]
-    assert all(run(game, "tmc", tolerance=0.01).value[0] > 0.009 for game in games), "not nearer than it"
+    orders = {"permutations": 2}  # of one player all orders are the same
+    assert all(run(game, "tmc", tolerance=0.01, **orders).value[0] > 0.009 for game in games), "not nearer than it"
     assert all(run(game, "gtg", round_tolerance=0.01).value[0] == 0 for game in games), "no more than it"
 
 
