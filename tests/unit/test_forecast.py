@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
@@ -56,16 +58,14 @@ def test_more_examples_take_longer() -> None:
 
 
 def test_the_doctor_says_it_in_one_line() -> None:
-    asked = experiment(FEDSV)
-    line = _scoring(asked, deal(asked))
+    """Each forecast by a process of its own that loads torch, so side by side."""
+    asked = [experiment(FEDSV), experiment(CGSV), experiment({**SHAPLEY, "seconds": 1.0})]
+    with ThreadPoolExecutor(len(asked)) as pool:
+        line, nothing, cut_short = pool.map(functools.partial(_scoring, dealt=deal(asked[0])), asked)
     assert line.startswith("up to 16 coalitions a round of about ")
     assert line.endswith(" in 3 rounds"), "nobody attacks, so there is no twin"
-    assert _scoring(experiment(CGSV), deal(asked)) == "no evaluator asks for coalitions"
-
-
-def test_the_doctor_says_what_it_does_not_know() -> None:
-    asked = experiment({**SHAPLEY, "seconds": 1.0})
-    assert _scoring(asked, deal(asked)).endswith(", less where an evaluator's `seconds` end it")
+    assert nothing == "no evaluator asks for coalitions"
+    assert cut_short.endswith(", less where an evaluator's `seconds` end it")
 
 
 class Slow(Mean):
