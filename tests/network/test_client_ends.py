@@ -21,7 +21,7 @@ from pathlib import Path
 from steelyard.transport.endpoint import dial
 from steelyard.transport.grpc_plane import GrpcClientPlane
 
-client.session.WATCH_S = 1.0
+client.session.WATCH_S = 0.3
 metadata = (("steelyard-token", sys.argv[2]),)
 session = client.session.Session(dial(sys.argv[1], None), metadata, GrpcClientPlane, 30.0)
 session.join()

@@ -117,14 +117,14 @@ def test_a_wrong_token_is_refused_for_good(make_federation: MakeFederation) -> N
 def test_a_watch_stream_whose_time_is_up_is_followed_by_another(
     make_federation: MakeFederation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(client.session, "WATCH_S", 0.5)
+    monkeypatch.setattr(client.session, "WATCH_S", 0.2)
     federation = make_federation()
     others = [federation.client(k) for k in (1, 2)]
     session = session_of(federation, 0)
     session.join()
     with session:
         session.wait_for(lambda s: s.phase == pb.WAITING)
-        threading.Event().wait(1.5)
+        threading.Event().wait(0.8)
         for other in others:
             other.join()
         session.wait_for(lambda s: s.phase == pb.OPEN)
@@ -224,9 +224,9 @@ def test_a_client_has_its_share_of_calls_and_has_it_again(served: Served) -> Non
 
 def test_a_call_that_its_peer_gave_up_counts_while_its_thread_is_at_work(served: Served) -> None:
     wait = served.channel.unary_unary("/test/Wait")
-    for _ in range(CALLS_PER_CLIENT):
+    for call in [wait.future(b"y", timeout=0.3) for _ in range(CALLS_PER_CLIENT)]:
         with pytest.raises(grpc.RpcError):
-            wait(b"y", timeout=0.3)
+            call.result()
     assert "TOO_MANY_CALLS" in refusal(lambda: wait(b"y", timeout=PATIENCE_S))
 
 
