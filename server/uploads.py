@@ -256,7 +256,8 @@ class Uploads:
         with self._changed:
             machine = self._machine
             here = machine.phase is Phase.OPEN and machine.round == number and client in machine.participants
-            if here and self._in_flight.get(client, upload) is upload:  # else it sends another one already
+            latest = self._in_flight.get(client, upload) is upload and client not in self._creating
+            if here and latest:  # else it sends another one already
                 self._apply(Refused(client))
 
     def _claim(self, upload: Upload, base: BundleFile) -> None:

@@ -8,13 +8,14 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from server import uploads
 from server.coordinator import Coordinator
 from server.ledger import Ledger
 from server.rounds import RoundMachine
@@ -311,6 +312,37 @@ def test_a_file_that_takes_long_to_make_keeps_nobody_waiting_but_its_client(
     assert isinstance(error, RefusedError)
     assert error.refusal == "STALE_SESSION"
     assert not list(bench.recordings.round_folder(1).glob("*.part"))
+
+
+def test_a_refused_update_does_not_end_the_wait_for_one_whose_file_is_being_made(
+    make_bench: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench, begun, go_on, allocate = make_bench(), threading.Event(), threading.Event(), os.posix_fallocate
+    second: Future[str] | None = None
+
+    def slowly(*where: int) -> None:
+        begun.set()
+        assert go_on.wait(PATIENCE_S)
+        allocate(*where)
+
+    def refused(*_update: Any) -> RefusedError:
+        monkeypatch.undo()
+        monkeypatch.setattr(os, "posix_fallocate", slowly)
+        nonlocal second
+        second = pool.submit(bench.offer, 0)
+        assert begun.wait(PATIENCE_S)
+        return RefusedError("NOT_FINITE", "a value is no number")
+
+    bench.submit(1)
+    first = bench.offer(0)
+    monkeypatch.setattr(uploads, "fault_of", refused)
+    with ThreadPoolExecutor(1) as pool:
+        bench.send(0, first)
+        assert len(bench.events("upload_failed")) == 1
+        go_on.set()
+        assert second is not None
+        bench.send(0, second.result(PATIENCE_S))
+    assert [event["client"] for event in bench.events("received")] == [1, 0]
 
 
 def test_an_update_that_crosses_a_slow_commit_ends_with_its_time(make_bench: Callable[..., Bench]) -> None:
