@@ -11,6 +11,7 @@ import threading
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TextIO
 
 from steelyard.errors import RunFailedError, SteelyardError, UserError
 
@@ -68,9 +69,10 @@ def run_main(main: Callable[[], int]) -> int:
     except KeyboardInterrupt:
         return 130
     except Exception as error:  # noqa: BLE001 - a bug, ours or a plug-in's: its trace, and still one line at the end
-        traceback.print_exc()
-        _complain(error)
+        _complain(error, traceback.format_exc())
         return 1
+    finally:
+        _let_go(sys.stderr)
 
 
 @contextlib.contextmanager
@@ -80,11 +82,16 @@ def _flushing() -> Iterator[None]:
         yield
         print(end="", flush=True)
     finally:
-        try:
-            print(end="", flush=True)  # what an error has left there
-        except OSError:
-            with contextlib.suppress(OSError):
-                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _let_go(sys.stdout)  # what an error has left there
+
+
+def _let_go(stream: TextIO) -> None:
+    """Flush a stream; what can't be written goes nowhere, or the interpreter would end with a code of its own, 120."""
+    try:
+        stream.flush()
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def settle_down() -> None:
@@ -126,9 +133,9 @@ def in_a_line(error: BaseException) -> str:
     return " ".join(said.splitlines())  # a peer's or a library's words may come in several
 
 
-def _complain(error: Exception) -> None:
-    with contextlib.suppress(BrokenPipeError):  # nobody reads that either
-        sys.stderr.write(f"{PREFIX}{in_a_line(error)}\n")
+def _complain(error: Exception, trace: str = "") -> None:
+    with contextlib.suppress(OSError):  # nobody reads that either, or it can't be kept: the exit code still tells
+        sys.stderr.write(f"{trace}{PREFIX}{in_a_line(error)}\n")
 
 
 def last_words(said: str, otherwise: str = "it left no word") -> str:

@@ -204,6 +204,14 @@ def test_a_command_without_a_reader_tells_its_error_nevertheless() -> None:
     assert (done.returncode, done.stderr) == (2, "steelyard: no such thing\n")
 
 
+@pytest.mark.parametrize("output", ["os.pipe()[1]", "os.open('/dev/full', os.O_WRONLY)"])
+@pytest.mark.parametrize(("error", "code"), [("UserError('no such thing')", 2), ("ValueError('ours')", 1)])
+def test_an_error_that_nobody_can_be_told_keeps_its_exit_code(output: str, error: str, code: int) -> None:
+    act = f"os.dup2({output}, 2); os.closerange(3, 9); raise {error}"
+    done = in_a_process(OUTPUT_TO_NOBODY.format(act), PYTHONUNBUFFERED="")
+    assert (done.returncode, done.stderr) == (code, "")
+
+
 @pytest.mark.parametrize("closed", [1, 2])
 def test_a_command_without_an_output_does_its_work(closed: int) -> None:
     code = "import os, sys; from scripts.console import make_console; from steelyard.process import run_main"
