@@ -124,7 +124,7 @@ def in_a_line(error: BaseException) -> str:
         said = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     elif not isinstance(error, SteelyardError | OSError):
         frames = traceback.extract_tb(error.__traceback__)
-        theirs = ("site-packages", str(Path(os.__file__).parent))
+        theirs = ("site-packages", "<frozen ", str(Path(os.__file__).parent))
         at = next((f for f in reversed(frames) if not any(part in f.filename for part in theirs)), frames[-1])
         where = f"{at.filename}, line {at.lineno}"
         if isinstance(error, SyntaxError) and error.filename:  # no frame is of a file that can't be compiled

@@ -89,7 +89,12 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 def main() -> int:
     """Be torchrun."""
     exit_with_launcher()
-    runpy.run_module("torch.distributed.run", run_name="__main__", alter_sys=True)
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+
+    try:
+        runpy.run_module("torch.distributed.run", run_name="__main__", alter_sys=True)
+    except SignalException as end:
+        raise RunFailedError(f"torchrun was ended by {end.sigval.name}; resume the run to go on") from None
     return 0
 
 

@@ -112,6 +112,18 @@ def test_a_job_that_ends_without_a_word_of_ours_can_be_resumed() -> None:
     assert "resume the run to go on" in str(error)
 
 
+def test_a_job_that_a_signal_ends_says_which(shell: Any) -> None:
+    """It is no bug, neither ours nor the user's, as torchrun's own exception would be told."""
+    up, rank = shell.folder / "up", shell.folder / "rank.py"
+    rank.write_text(f"import time\nopen({str(up)!r}, 'w').close()\ntime.sleep(100)\n", encoding="utf-8")
+    options = ("--standalone", "--local-addr", "127.0.0.1", "--nproc-per-node", "1")
+    job = shell.python("-m", "deploy.torchrun.job", *options, str(rank))
+    shell.wait_until(up.exists, "the rank")
+    job.terminate()
+    code, _, err = shell.finish(job)
+    assert (code, err.splitlines()[-1]) == (1, "steelyard: torchrun was ended by SIGTERM; resume the run to go on")
+
+
 def test_a_rank_without_torchrun_says_what_it_needs(shell: Any) -> None:
     code, _, err = shell.finish(shell.python("-m", "deploy.torchrun", shell.experiment, env={"RANK": ""}))
     assert (code, err.count("\n")) == (2, 1)
