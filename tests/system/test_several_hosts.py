@@ -120,4 +120,5 @@ def test_a_pulled_cable_costs_time_and_no_score(
     threading.Event().wait(6.0)  # every lease runs out
     hosts.plug("up")
     assert [shell.finish(process)[0] for process in (server, *clients)] == [0, 0, 0, 0]
+    assert {event["client"] for event in look.events("expired")} == {0, 1, 2}, "the server took them all for gone"
     assert (look.scores, look.models) == (undisturbed.scores, undisturbed.models)
