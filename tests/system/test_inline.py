@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
 import signal
@@ -46,8 +47,11 @@ def test_a_process_that_stands_still_does_not_hold_ctrl_c_and_what_is_told_to_go
     launcher = shell.start("run", shell.experiment, *alone)
 
     def working() -> int:
-        names = {pid: Path(f"/proc/{pid}/comm").read_text(encoding="utf-8") for pid in shell.children_of(launcher.pid)}
-        return next((pid for pid, name in names.items() if name == "roles\n"), 0)
+        for pid in shell.children_of(launcher.pid):
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # git, say, has ended meanwhile
+                if Path(f"/proc/{pid}/comm").read_text(encoding="utf-8") == "roles\n":
+                    return int(pid)
+        return 0
 
     pid = shell.wait_until(working, "the process of all roles")
     os.kill(pid, signal.SIGSTOP)
