@@ -13,6 +13,8 @@ from steelyard.bundle import write_text
 from steelyard.errors import RunFailedError, UserError, WaitTimeoutError
 from steelyard.process import MISTAKE, last_words
 
+TRACE = "Traceback (most recent call last):"
+
 
 class ServerKilledError(RunFailedError):
     """A signal ended the server: nothing speaks against going on from the recordings."""
@@ -69,9 +71,9 @@ def failure(code: int | None, log: str, what: str) -> UserError | RunFailedError
 
 
 def failure_in_one(code: int, said: str, kept: Path) -> UserError | RunFailedError:
-    """The error of a run in one process; what it said beyond one line, a bug's trace, is kept in a file."""
+    """The error of a run in one process; a bug's trace, and what else it said, is kept in a file."""
     words = last_words(said, f"exit code {code}")
-    if len(said.splitlines()) > 1:
+    if TRACE in said:  # without one there may be warnings, of requests that came after the error say
         write_text(kept, said)
         words += f"; the trace is in {kept}"
     return UserError(words) if code == MISTAKE else RunFailedError(words)

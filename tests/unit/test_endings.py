@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 from functools import partial
+from pathlib import Path
 
 import pytest
 
 from deploy.containers.run import ending_with
-from deploy.endings import ServerKilledError, describe, failure, finished
+from deploy.endings import ServerKilledError, describe, failure, failure_in_one, finished
 from steelyard.errors import RunFailedError, UserError, WaitTimeoutError
 
 LOG = "a trace\nsteelyard: a known model expected\n"
@@ -63,3 +64,20 @@ def test_an_error_at_the_end_does_not_hide_the_first_one() -> None:
     with pytest.raises(RunFailedError, match="no engine answers"), ending_with(said.append, logs, close):
         pass
     assert taken == ["logs", "close"]
+
+
+@pytest.mark.parametrize(
+    ("code", "kind", "before", "where"),
+    [
+        (2, UserError, "", ""),
+        (2, UserError, "round 1: WRONG_ROUND: round 1 (FAILED) is current, 1 came\n", ""),
+        (1, RunFailedError, 'Traceback (most recent call last):\n  File "x"\n', "; the trace is in {}"),
+    ],
+)
+def test_a_run_in_one_process_names_a_file_where_that_has_a_trace(
+    code: int, kind: type[Exception], before: str, where: str, tmp_path: Path
+) -> None:
+    said, kept = f"{before}steelyard: update_D expected\n", tmp_path / "inline.txt"
+    error = failure_in_one(code, said, kept)
+    assert (type(error), str(error)) == (kind, "update_D expected" + where.format(kept))
+    assert (kept.read_text(encoding="utf-8") if kept.exists() else "") == (said if where else "")
