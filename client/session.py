@@ -108,10 +108,12 @@ class Session:
         finally:
             with self._changed:
                 self._stream.cancel()
-            self._plane.close()
-            self._channel.close()  # ends every call, so that no thread waits for a server that does not answer
-            for thread in self._threads:
-                thread.join(self._timeout_s)
+            try:
+                self._plane.close()
+            finally:
+                self._channel.close()  # ends every call, so that no thread waits for a server that does not answer
+                for thread in self._threads:
+                    thread.join(self._timeout_s)
 
     @property
     def state(self) -> pb.RoundState | None:
