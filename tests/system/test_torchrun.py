@@ -37,6 +37,7 @@ def rank_of(folder: Path) -> int:
     return 0
 
 
+@pytest.mark.slow
 def test_a_group_restarts_when_a_rank_is_killed_and_its_scores_are_those_of_any_run(
     undisturbed: Any, shell: Any
 ) -> None:

@@ -251,6 +251,7 @@ def harnesses(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, su
         process.communicate()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stem", SANITIZED)
 def test_no_byte_beyond_its_memory_is_touched(stem: str, harnesses: dict[str, subprocess.Popen[str]]) -> None:
     """By the compiler's sanitizers, in a program of its own, every buffer as large as the documentation says."""
