@@ -59,7 +59,7 @@ def parse(kind: type[T], table: Mapping[str, Any], where: str) -> T:
     if not dataclasses.is_dataclass(kind):
         raise UserError(
             f"{where}: a dataclass for the parameters expected, got {kind!r}; do class and parameters stand the wrong "
-            "way round, or lacks it @dataclass?"
+            "way round, or is @dataclass missing?"
         )
     table = _table(table, where)
     hints = get_type_hints(kind, include_extras=True)

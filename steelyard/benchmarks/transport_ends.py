@@ -152,7 +152,7 @@ class GrpcClient(End):
 
 
 class BareServer(End):
-    """gRPC's streams by themselves: chunks that lay ready, dropped as they arrive. No plane in Python is faster."""
+    """gRPC's streams by themselves: chunks that lay ready, dropped as they arrive: what any plane over it pays."""
 
     def __init__(self, options: Options) -> None:
         super().__init__(options)
